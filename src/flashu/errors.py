@@ -1,0 +1,27 @@
+"""What can go wrong because of something given from outside. Each message says what to do about it."""
+
+from __future__ import annotations
+
+
+class FlashUError(ValueError):
+    """Base of all errors a caller can mend."""
+
+
+class CheckpointError(FlashUError):
+    """A folder, file or hub id that holds no usable model; nothing was loaded."""
+
+
+class PromptError(FlashUError):
+    """A prompt or question that cannot be encoded."""
+
+
+class ImageError(FlashUError):
+    """An image, or pixels, of a kind or size that cannot be used."""
+
+
+class RecipeError(FlashUError):
+    """Settings that are out of range or contradict each other."""
+
+
+class CalibrationError(FlashUError):
+    """Calibration data that is missing or belongs to other weights."""
