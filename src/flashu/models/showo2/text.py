@@ -1,0 +1,111 @@
+"""Words to token ids and back, in Show-o2's layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import AddedToken, Tokenizer
+
+from flashu.errors import CheckpointError, PromptError
+
+ADDED_BY_SHOWO2 = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # in this order, after Qwen2.5's own
+QWEN_SPECIALS = {
+    "bos": "<|im_start|>",
+    "eos": "<|im_end|>",
+    "boi": "<|vision_start|>",
+    "eoi": "<|vision_end|>",
+    "img_pad": "<|image_pad|>",
+    "pad": "[PAD]",
+}
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    bos: int
+    eos: int
+    boi: int
+    eoi: int
+    img_pad: int
+    pad: int
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The words around an image and its question. The question is not closed, as in the original."""
+
+    system: str = "system\nYou are a helpful assistant.<|im_end|>"
+    user: str = "\n<|im_start|>user\n"
+    assistant: str = "\n<|im_start|>assistant\n"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A tokenizer with what the model expects around the words. Limits count tokens."""
+
+    tokenizer: Tokenizer
+    ids: SpecialIds
+    chat: ChatTemplate
+    max_text: int
+    max_question: int = 2048
+
+    @classmethod
+    def qwen(cls, tokenizer: Tokenizer, max_text: int) -> Text:
+        """Text of an official checkpoint: Qwen2.5's tokenizer with the four tokens Show-o2 adds to it."""
+        tokenizer.add_special_tokens([AddedToken(ADDED_BY_SHOWO2[0], special=True, normalized=False)])
+        tokenizer.add_tokens(list(ADDED_BY_SHOWO2[1:]))
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        if lacking := [token for token in QWEN_SPECIALS.values() if token not in vocabulary]:
+            raise CheckpointError(
+                f"this tokenizer has no {', '.join(lacking)}: it is not Qwen2.5's. "
+                "Put the tokenizer.json of the Qwen2.5 model named in config.json into the checkpoint folder."
+            )
+        ids = SpecialIds(**{name: vocabulary[token] for name, token in QWEN_SPECIALS.items()})
+        return cls(tokenizer, ids, ChatTemplate(), max_text)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Words of the ids; special tokens are left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def prompt(self, text: str) -> list[int]:
+        """[bos, words, boi]; a blank or overlong prompt raises ``PromptError`` (nothing is cut off silently)."""
+        return [self.ids.bos, *self._checked("prompt", text, self.max_text), self.ids.boi]
+
+    def null_prompt(self) -> list[int]:
+        """The unconditional prompt, [bos, boi]."""
+        return [self.ids.bos, self.ids.boi]
+
+    def question(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids before the image, [bos, system, user, boi], and after it, [eoi, question, assistant].
+
+        Each part is encoded apart, as the original does.
+        """
+        words = self._checked("question", text, self.max_question)
+        before = [self.ids.bos, *self.encode(self.chat.system), *self.encode(self.chat.user), self.ids.boi]
+        return before, [self.ids.eoi, *words, *self.encode(self.chat.assistant)]
+
+    def padded_row(self, prompt_ids: Sequence[int], image_tokens: int, length: int) -> list[int]:
+        """The original's row: prompt, time and image places, eoi, eos, then padding up to ``length``."""
+        row = [*prompt_ids, *[self.ids.img_pad] * (image_tokens + 1), self.ids.eoi, self.ids.eos]
+        if len(row) > length:
+            raise PromptError(f"{len(row)} tokens do not fit a row of {length}: shorten the prompt or the image")
+        return row + [self.ids.pad] * (length - len(row))
+
+    def _checked(self, kind: str, text: str, limit: int) -> list[int]:
+        if not isinstance(text, str):
+            raise PromptError(f"a {kind} must be a string, not {type(text).__name__}")
+        if not text.strip():
+            raise PromptError(f"the {kind} is empty: write at least one word")
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise PromptError(f"the {kind} is not valid Unicode (character {e.start}): remove that character") from e
+        ids = self.encode(text)
+        if not ids:
+            raise PromptError(f"the {kind} {text!r} has no token the model knows: use other words")
+        if len(ids) > limit:
+            raise PromptError(f"the {kind} has {len(ids)} tokens, at most {limit} are possible: shorten it")
+        return ids

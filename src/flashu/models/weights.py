@@ -1,0 +1,205 @@
+"""Weight files: found, read, checked against a model, and put into it; written; fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flashu.errors import CheckpointError
+
+NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LISTED = 10  # keys of a kind that an error names
+SAMPLES = 1024  # values of a tensor that the fingerprint reads
+AGAIN = "Download it again; to test a file, compare its size and sha256 with the hub's."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise CheckpointError(f"{path.parent}: there is no {path.name}; is this the folder of a model?") from e
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({e}). {AGAIN}") from e
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: holds a {type(data).__name__} where an object is expected. {AGAIN}")
+    return data
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder: one file, or the shards that an index names. safetensors come first."""
+    for name in NAMES:
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").is_file():
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not shards or not all(_plain(shard) for shard in shards.values()):
+                raise CheckpointError(f"{index}: its weight_map does not name files of this folder. {AGAIN}")
+            files = [folder / shard for shard in sorted(set(shards.values()))]
+            if lacking := [file.name for file in files if not file.is_file()]:
+                raise CheckpointError(f"{folder}: {len(lacking)} of {len(files)} shards are missing: {_some(lacking)}")
+            return files
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    raise CheckpointError(f"{folder}: no weights (looked for {', '.join(NAMES)}, or their index); found {_some(found)}")
+
+
+def read_weights(files: list[Path]) -> dict[str, Tensor]:
+    """All tensors of the files, by name. They are mapped from disk and read when used; no code is ever run."""
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    return weights
+
+
+def fill(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    where: object,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> None:
+    """Gives a model built on the meta device its weights; parameters become ``dtype`` (None = as stored).
+
+    Tied parameters stay tied; of their names one is enough. Every difference between the names, shapes and values
+    there are and those there should be is named in one ``CheckpointError``, raised before the model is touched.
+    Tensors are copied one at a time: a file that is overwritten later cannot reach into a running model.
+    """
+    groups: dict[int, list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        groups.setdefault(id(value), []).append(name)
+    tied = {name: group for group in groups.values() for name in group}
+    _compare(model, weights, tied, where)
+    for group in groups.values():
+        stored = next(weights[name] for name in group if name in weights)
+        owner, leaf = _place(model, group[0])
+        old = getattr(owner, leaf)
+        new: Tensor
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(stored.to(device or "cpu", dtype, copy=True), requires_grad=old.requires_grad)
+        else:
+            new = stored.to(device or "cpu", copy=True)
+        for name in group:
+            owner, leaf = _place(model, name)
+            setattr(owner, leaf, new)
+
+
+def _compare(model: nn.Module, weights: Mapping[str, Tensor], tied: dict[str, list[str]], where: object) -> None:
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    present = wanted.keys() & weights.keys()
+    missing = [n for n in wanted if not any(alias in weights for alias in tied.get(n, [n]))]
+    unexpected = [n for n in weights if n not in wanted]
+    misshaped = [n for n in wanted if n in present and tuple(weights[n].shape) != wanted[n]]
+    sound = [n for n in wanted if n in present and n not in set(misshaped)]
+    mistyped = [n for n in sound if weights[n].dtype not in DTYPES]
+    broken = [n for n in sound if weights[n].dtype in DTYPES and not _finite(weights[n])]
+    untied = [n for n in sound for a in tied.get(n, [])[:1] if a != n and a in sound and not _same(weights, a, n)]
+
+    def shape(name: str) -> str:
+        return f"{name} {list(weights[name].shape) if name in weights else list(wanted[name])}"
+
+    complaints = [
+        ("missing", [shape(n) for n in missing]),
+        ("unexpected", [shape(n) for n in unexpected]),
+        ("of the wrong shape", [f"{shape(n)} where the model has {list(wanted[n])}" for n in misshaped]),
+        ("of a type that is not fp32, fp16 or bf16", [f"{n} {weights[n].dtype}" for n in mistyped]),
+        ("with NaN or infinite values", broken),
+        ("differing from the weights they are tied to", untied),
+    ]
+    lines = [f"  {len(names)} {what}: {_some(names)}" for what, names in complaints if names]
+    if lines:
+        advice = "Check that config.json and the weight files belong together and are complete; nothing was loaded."
+        raise CheckpointError("\n".join([f"{where}: the weights do not fit the model:", *lines, f"  {advice}"]))
+
+
+def write_weights(model: nn.Module, file: Path) -> None:
+    """Writes the weights as safetensors (tied ones once) beside the file, then puts it in place at once."""
+    once = {id(value): (name, value) for name, value in reversed(model.state_dict(keep_vars=True).items())}
+    tensors = {name: value.detach().contiguous().cpu() for name, value in once.values()}
+    draft = file.with_name(file.name + ".part")
+    save_file(tensors, draft, metadata={"format": "pt"})
+    os.replace(draft, file)
+
+
+@torch.no_grad()
+def checkpoint_hash(model: nn.Module) -> str:
+    """16 hex digits of a sha256 over the names, shapes and values of the parameters.
+
+    Of each tensor at most 1024 evenly spaced values are read, rounded to bf16: the same checkpoint has one hash in
+    fp32 and in bf16, on any device. It tells checkpoints apart; it is no protection against tampering.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.flatten()
+        picks = torch.linspace(0, max(len(flat) - 1, 0), min(len(flat), SAMPLES), dtype=torch.float64).long()
+        values = flat[picks.to(flat.device)].bfloat16().cpu().view(torch.int16).numpy().astype("<i2")
+        digest.update(f"{name}{list(parameter.shape)}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"{file}: not a whole safetensors file ({e}).{_guess(file)} {AGAIN}") from e
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    try:
+        with file.open("rb") as opened:
+            zipped = opened.read(4) == b"PK\x03\x04"  # torch's older format cannot be mapped
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as e:
+        raise CheckpointError(
+            f"{file}: refused, because it is damaged or holds more than weights (a pickle can run code)."
+            f"{_guess(file)} Use a safetensors file, or convert this one where you trust its source."
+        ) from e
+    except (RuntimeError, EOFError, OSError, ValueError) as e:
+        reason = str(e).splitlines()[0] if str(e) else "it ends too early"
+        raise CheckpointError(f"{file}: not a whole PyTorch file ({reason}).{_guess(file)} {AGAIN}") from e
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(f"{file}: holds something else than named tensors; is it a training state?")
+    return weights
+
+
+def _guess(file: Path) -> str:
+    """A hint for the commonest wrong file."""
+    with file.open("rb") as opened:
+        start = opened.read(64)
+    return " It is a Git LFS pointer: run `git lfs pull`." if start.startswith(b"version https://git-lfs") else ""
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, leaf = name.rpartition(".")
+    return model.get_submodule(owner), leaf
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.numel() == 0:
+        return True
+    low, high = tensor.aminmax()
+    return bool(low.isfinite() & high.isfinite())
+
+
+def _same(weights: Mapping[str, Tensor], a: str, b: str) -> bool:
+    return torch.equal(weights[a], weights[b])
+
+
+def _plain(name: object) -> bool:
+    return isinstance(name, str) and bool(name) and Path(name).name == name
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return (", ".join(names[:LISTED]) or "nothing") + more
