@@ -49,7 +49,7 @@ def open_autoencoder(kind: str, folder: Path, device: torch.device | str | None 
     with torch.device("meta"):
         autoencoder = getattr(module, SCENES_CLASS[1])()
     fill(autoencoder, read_weights([file]), file, torch.float32, device)
-    return PlainAutoencoder(autoencoder.eval(), module.LATENT_CHANNELS, module.DOWNSAMPLE)
+    return PlainAutoencoder(autoencoder.eval().requires_grad_(False), module.LATENT_CHANNELS, module.DOWNSAMPLE)
 
 
 def find_wan(folder: Path) -> Path | None:
