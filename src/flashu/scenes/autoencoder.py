@@ -1,0 +1,93 @@
+"""The scenes autoencoder: [B,3,64,64] in [-1,1] <-> normalised latents [B,4,8,8]; one board cell is 2x2 latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LATENT_CHANNELS = 4
+DOWNSAMPLE = 8
+
+
+class _Block(nn.Module):
+    """Pre-activation residual block at constant size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(y)))
+
+
+class Autoencoder(nn.Module):
+    """Convolutional, 8x, deterministic; `mean` and `std` [4] are latent statistics of training scenes."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, widths: tuple[int, int, int] = (32, 64, 96), channels: int = LATENT_CHANNELS) -> None:
+        super().__init__()
+        a, b, c = widths
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12, a, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(a, b, 4, stride=2, padding=1),
+            _Block(b),
+            nn.Conv2d(b, c, 4, stride=2, padding=1),
+            _Block(c),
+            nn.Conv2d(c, channels, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(channels, c, 3, padding=1),
+            _Block(c),
+            nn.Conv2d(c, 4 * b, 1),
+            nn.PixelShuffle(2),
+            _Block(b),
+            nn.Conv2d(b, 4 * a, 1),
+            nn.PixelShuffle(2),
+            nn.SiLU(),
+            nn.Conv2d(a, a, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(a, 12, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images [B,3,64,64] in [-1,1] -> normalised latents [B,4,8,8]."""
+        return (self.encoder(x) - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Normalised latents [B,4,8,8] -> images [B,3,64,64], clamped to [-1,1]."""
+        return self.decoder(z * self.std[:, None, None] + self.mean[:, None, None]).clamp(-1, 1)
+
+    def save(self, path: Path) -> None:
+        """Writes bf16 weights; the statistics stay fp32."""
+        state = {k: v if k in ("mean", "std") else v.bfloat16() for k, v in self.state_dict().items()}
+        save_file({k: v.contiguous() for k, v in state.items()}, path, {"format": "pt"})
+
+    @classmethod
+    def load(cls, path: Path) -> Autoencoder:
+        """Opens what `save` wrote, in fp32 and in eval mode."""
+        model = cls()
+        model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        return model.eval().requires_grad_(False)
+
+
+def to_tensor(images: Tensor) -> Tensor:
+    """uint8 [B,64,64,3] -> float [B,3,64,64] in [-1,1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Float [B,3,64,64] in [-1,1] -> uint8 [B,64,64,3], rounded."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,107 @@
+"""`python -m flashu.scenes.train`: autoencoder, pool of scenes, unified model; resumes where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..autoencoder import Autoencoder
+from ..tokenizer import build
+from . import curves
+from .autoencoder import train_autoencoder
+from .data import Batcher, build_pool
+from .evaluate import score
+from .export import ASSETS, export
+from .unified import Settings, Trainer
+
+CHECKPOINT_SECONDS = 120
+console = Console()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flashu.scenes.train", description=__doc__)
+    parser.add_argument("--steps", type=int, default=4500, help="updates of the unified model")
+    parser.add_argument("--generation", type=int, default=96, help="images to draw, per update")
+    parser.add_argument("--understanding", type=int, default=32, help="images with five or six questions, per update")
+    parser.add_argument("--scenes", type=int, default=48_000, help="training scenes in the pool")
+    parser.add_argument("--evaluate-minutes", type=float, default=10, help="minutes between held-out scores")
+    parser.add_argument("--runs", type=Path, default=Path("runs/scenes"), help="checkpoints, curves, cached latents")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="where the finished files go")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for folder in (options.runs, options.assets):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    path = options.assets / "autoencoder.safetensors"
+    if not path.exists():
+        train_autoencoder(path, steps=1300, device=device, log=console.log)
+    autoencoder = Autoencoder.load(path)
+    console.log("drawing and encoding the pool of scenes")
+    pool = build_pool(autoencoder, options.scenes, options.runs / "pool.pt")
+    settings = Settings(options.steps, options.generation, options.understanding)
+    train(settings, Batcher(pool, build(), settings.seed), autoencoder, device, options)
+
+
+def train(
+    settings: Settings, batcher: Batcher, autoencoder: Autoencoder, device: str, options: argparse.Namespace
+) -> None:
+    """Runs to the planned step; checkpoints every two minutes, scores and exports every few."""
+    runs: Path = options.runs
+    trainer = Trainer(settings, batcher, device)
+    checkpoint = runs / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
+        batcher.reseed(settings.seed + trainer.step)
+        console.log(f"resumed at step {trainer.step}")
+    saved = scored = logged = time.monotonic()
+    sums: dict[str, float] = {}
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("scenes", total=settings.steps, completed=trainer.step)
+        while trainer.step < settings.steps:
+            losses = trainer.train_step()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.item() / 50
+            bar.update(task, completed=trainer.step)
+            now = time.monotonic()
+            if trainer.step % 50 == 0:
+                if not all(v == v for v in sums.values()):
+                    raise FloatingPointError(f"loss is not finite at step {trainer.step}: resume from {checkpoint}")
+                seconds = (now - logged) / 50
+                curves.append(runs / "losses.csv", {"step": trainer.step, "seconds": seconds, **sums})
+                console.log(f"{trainer.step} {seconds:.2f} s/step " + " ".join(f"{k} {v:.4f}" for k, v in sums.items()))
+                sums, logged = {}, now
+            if now - saved > CHECKPOINT_SECONDS or trainer.step == settings.steps:
+                _save(trainer, checkpoint)
+                saved = now
+            if now - scored > 60 * options.evaluate_minutes or trainer.step == settings.steps:
+                _publish(trainer, autoencoder, batcher, options)
+                scored = logged = time.monotonic()
+
+
+def _save(trainer: Trainer, path: Path) -> None:
+    torch.save(trainer.state_dict(), path.with_suffix(".new"))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def _publish(trainer: Trainer, autoencoder: Autoencoder, batcher: Batcher, options: argparse.Namespace) -> None:
+    """Exports the averaged weights, scores them on a small held-out set, redraws the curves."""
+    model = trainer.averaged()
+    export(model, batcher.tokenizer, options.assets)
+    table = score(model, batcher, autoencoder, n=30)
+    curves.append(options.runs / "scores.csv", {"step": trainer.step, **table})
+    curves.draw(options.runs / "losses.csv", options.runs / "scores.csv", options.runs / "curves.png")
+    console.log(f"held-out scores at step {trainer.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in table.items()))
+
+
+if __name__ == "__main__":
+    main()
