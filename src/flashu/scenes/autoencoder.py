@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,7 +73,7 @@ class Autoencoder(nn.Module):
     def save(self, path: Path) -> None:
         """Writes bf16 weights; the statistics stay fp32."""
         state = {k: v if k in ("mean", "std") else v.bfloat16() for k, v in self.state_dict().items()}
-        save_file({k: v.contiguous() for k, v in state.items()}, path, {"format": "pt"})
+        path.write_bytes(save({k: v.contiguous() for k, v in state.items()}, {"format": "pt"}))
 
     @classmethod
     def load(cls, path: Path) -> Autoencoder:

@@ -1,0 +1,55 @@
+# Two commands matter: `make demo` and `make test`. Each sets up what it needs; the second run is quick.
+PYTHON ?= python3
+VENV ?= .venv
+# Installed before anything else, so that no dependency pulls another build of it.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test test-slow test-gpu lint format typecheck train-scenes clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t16
+
+$(VENV)/.base: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("flashu needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+setup: $(VENV)/.dev  ## virtual environment with everything the project needs
+
+demo: $(VENV)/.base  ## draw and answer, vanilla and FlashU side by side; writes out/demo/report.html
+	$(BIN)/flashu demo -o out/demo
+
+test: $(VENV)/.dev lint typecheck  ## the whole suite, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.dev  ## what the suite's time does not allow
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.dev  ## what needs a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(VENV)/.dev
+	$(BIN)/mypy
+
+train-scenes: $(VENV)/.dev  ## train the embedded model anew (resumes; see README)
+	$(BIN)/python -m flashu.scenes.train
+
+clean:
+	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache .hypothesis

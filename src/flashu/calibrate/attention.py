@@ -1,0 +1,57 @@
+"""Attention received by visual tokens against their value norms (paper Figure 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashu.runtime.tokens import Tokens, visible
+
+
+class NormAgainstAttention:
+    """Observer of prefills with an image: per layer, Spearman correlation over the visual tokens between the attention
+    they receive from the text after them and the L2 norm of their value vectors, averaged over the samples."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.sums = torch.zeros(num_layers)
+        self.counts = torch.zeros(num_layers)
+        self._query: Tensor | None = None
+        self._key: Tensor | None = None
+
+    def __call__(self, layer: int, name: str, value: Tensor, tokens: Tokens) -> None:
+        if name == "query":
+            self._query = value
+        elif name == "key":
+            self._key = value
+        elif name == "value" and bool(tokens.visual.any()):
+            assert self._query is not None
+            assert self._key is not None
+            received = attention(self._query, self._key, tokens).mean(1).cpu()
+            norms = value.float().square().sum(dim=(1, 3)).sqrt().cpu()
+            for row in range(len(received)):
+                seen = tokens.visual[row]
+                after = tokens.valid[row] & (tokens.pos[row] > tokens.pos[row][seen].max())
+                self.sums[layer] += spearman(received[row][after][:, seen].mean(0), norms[row][seen])
+                self.counts[layer] += 1
+
+    def correlation(self) -> Tensor:
+        """[layers]"""
+        if not bool(self.counts.all()):
+            raise RuntimeError("no prefill with an image was observed")
+        return self.sums / self.counts
+
+
+def attention(query: Tensor, key: Tensor, tokens: Tokens) -> Tensor:
+    """Attention probabilities [B, heads, S, S] of a prefill (no earlier tokens), fp32."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    mask = visible(tokens, tokens)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.to(scores.device), -torch.inf)
+    return scores.softmax(-1)
+
+
+def spearman(x: Tensor, y: Tensor) -> float:
+    """Rank correlation of two samples [N]."""
+    ranks = torch.stack([v.argsort().argsort().float() for v in (x, y)])
+    return float(torch.corrcoef(ranks)[0, 1])

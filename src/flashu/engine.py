@@ -1,0 +1,291 @@
+"""The engine: a model, what surrounds it, and a recipe. `generate` draws, `answer` sees."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flashu import flow, requests
+from flashu.calibrate import gather, samples
+from flashu.calibrate.bank import bank, kept
+from flashu.calibrate.calibration import Calibration
+from flashu.errors import FlashUError, PromptError
+from flashu.loops.denoise import OnStep, denoise
+from flashu.models.layers import FFNWeights
+from flashu.models.showo2.model import ShowO2
+from flashu.models.showo2.processor import Picture, Processor
+from flashu.models.weights import checkpoint_hash
+from flashu.plan import Room, Task
+from flashu.recipe import FlashUConfig, Recipe, load_recipe
+from flashu.requests import positive
+from flashu.run import Record, Run
+from flashu.runtime.rooms import Rooms
+from flashu.runtime.runner import Runner
+from flashu.runtime.sampling import choose
+
+log = logging.getLogger("flashu")
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """Drawn images. ``latents`` [B, c, h, w] fp32; ``seeds`` one per image; ``trace`` one record per forward."""
+
+    images: list[Image.Image]
+    latents: Tensor
+    prompts: list[str]
+    seeds: list[int]
+    trace: list[Record] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One answer. ``tokens`` are the ids decoded to ``text``; ``trace`` is that of the batch it was answered in."""
+
+    text: str
+    tokens: list[int]
+    trace: list[Record] = field(repr=False)
+
+
+class Engine:
+    """Draws and sees with one model under one recipe. Engines with other recipes may share the model and calibration;
+    all state of a request lives in its run, so an engine can be used from several threads.
+
+    ``calibration``: FFN importance and value-norm statistics; gathered when first needed if not given.
+    ``compile``: compile each kind of room once (first calls are slow). Raises `RecipeError` when the model lacks what
+    the recipe works on.
+    """
+
+    def __init__(
+        self,
+        model: ShowO2,
+        processor: Processor,
+        recipe: Recipe | FlashUConfig | str | Path = "exact",
+        calibration: Calibration | None = None,
+        *,
+        compile: bool = False,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.calibration = calibration
+        self.recipe = load_recipe(recipe)
+        self.rooms = Rooms(compile)
+        self.banks: dict[str, Sequence[FFNWeights]] = {}
+        self._ready: set[Task] = set()
+        self._lock = threading.RLock()
+        self.recipe.check(self._room())
+
+    def with_recipe(self, recipe: Recipe | FlashUConfig | str | Path) -> Engine:
+        """An engine over the same weights with another recipe: a preset's name, a recipe file, settings or a recipe."""
+        other = Engine(self.model, self.processor, recipe, self.calibration)
+        other.rooms = self.rooms
+        return other
+
+    # -- drawing -----------------------------------------------------------------------------------------------
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] = 0,
+        images_per_prompt: int = 1,
+        steps: int | None = None,
+        guidance: float | None = None,
+        shift: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        batch_size: int | None = None,
+        on_step: OnStep | None = None,
+    ) -> Generation:
+        """Draw ``images_per_prompt`` images of each prompt.
+
+        ``seed``: of the first image, counted up from there, or one per image; an image depends on its own seed, not
+        on its batch (up to rounding; a layer-skipping list, though, is the batch's). ``steps``: forwards before the
+        recipe shortens them. ``guidance``: scale s0; 0 or 1 draws without an unconditional branch. ``height``,
+        ``width``: pixels, multiples of 16. ``batch_size``: images at a time, default all. Defaults are the
+        checkpoint's. Raises a `FlashUError` before anything is computed.
+        """
+        defaults = self.processor.defaults
+        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not listed or images_per_prompt < 1:
+            raise PromptError("nothing to draw: give at least one prompt and one image per prompt")
+        ids = [self.processor.text.prompt(p) for p in listed]
+        texts = [p for p in listed for _ in range(images_per_prompt)]
+        wanted = [row for row in ids for _ in range(images_per_prompt)]
+        seeds = list(range(seed, seed + len(texts))) if isinstance(seed, int) else [int(s) for s in seed]
+        if len(seeds) != len(texts):
+            raise FlashUError(f"{len(seeds)} seeds for {len(texts)} images: give one seed or one per image")
+        steps = positive("steps", defaults.steps if steps is None else steps)
+        scale = defaults.guidance if guidance is None else guidance
+        if not 0 <= scale < float("inf"):
+            raise FlashUError(f"guidance must be a finite number of at least 0, got {scale}")
+        size = requests.latent_size(self.model, self.processor, height or defaults.height, width or defaults.width)
+        chunk = positive("batch_size", len(texts) if batch_size is None else batch_size)
+        self.prepare("generation", prompt=texts[0])
+
+        noise = torch.stack([flow.noise((self.model.config.image_latent_dim, *size), s) for s in seeds])
+        if self.recipe.reference:
+            noise = noise.bfloat16().float()  # the released program draws its noise in bf16
+        latents, trace = [], []
+        for at in range(0, len(texts), chunk):
+            part = wanted[at : at + chunk]
+            run, canvas = requests.drawing(self._runner(), self.processor, self.recipe, part, size, steps, scale)
+            times = flow.grid(run.forwards, defaults.shift if shift is None else shift)
+            latents.append(denoise(run, canvas, noise[at : at + chunk].to(self.model.device), times, on_step))
+            trace += run.trace
+        drawn = torch.cat(latents)
+        if not bool(drawn.isfinite().all()):
+            raise FlashUError("the latents are not finite: the weights or the settings are unusable")
+        images = [] if self.processor.vae is None else self.decode(drawn, min(chunk, 8))
+        return Generation(images, drawn, texts, seeds, trace)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, batch_size: int = 8) -> list[Image.Image]:
+        """Images of latents [B, c, h, w]."""
+        vae = self.processor.vae
+        if vae is None:
+            raise FlashUError("this model was loaded without an autoencoder, so latents cannot become images")
+        return [image for part in latents.split(batch_size) for image in self.processor.to_pil(vae.decode(part))]
+
+    # -- seeing ------------------------------------------------------------------------------------------------
+    @overload
+    def answer(self, images: Picture, questions: str, **settings: Any) -> Answer: ...
+    @overload
+    def answer(
+        self, images: Picture | Sequence[Picture], questions: Sequence[str], **settings: Any
+    ) -> list[Answer]: ...
+    def answer(self, images: Any, questions: Any, **settings: Any) -> Any:
+        """Answer a question about an image; a list of questions gives a list of answers, computed as one batch.
+
+        With one image, all questions are about it; else ``images`` is a list, one per question. Settings:
+        ``max_new_tokens`` (default: the checkpoint's), ``temperature`` 0 (greedy), ``top_k`` and ``top_p`` None (off),
+        ``seed`` 0 (row i samples with seed + i). Raises a `FlashUError` before anything is computed.
+        """
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        shown = list(images) if isinstance(images, list | tuple) else [images] * len(asked)
+        run, stream = self._asking(shown, asked, **settings)
+        columns = list(stream)
+        answers = []
+        for row in range(len(asked)):
+            ids = [token for column in columns if (token := column[row]) is not None]
+            answers.append(Answer(self.processor.text.decode(ids), ids, run.trace))
+        return answers[0] if isinstance(questions, str) else answers
+
+    def stream(self, image: Picture, question: str, **settings: Any) -> Iterator[str]:
+        """The pieces of one answer's text as they are decoded; settings as in `answer`."""
+        _, columns = self._asking([image], [question], **settings)
+        ids: list[int] = []
+        said = ""
+        for (token,) in columns:
+            assert token is not None
+            ids.append(token)
+            text = self.processor.text.decode(ids)
+            # A piece that ends inside a multi-byte character waits for the rest of it.
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[len(said) :]
+                said = text
+
+    # -- calibration -------------------------------------------------------------------------------------------
+    def calibrate(
+        self,
+        task: Task,
+        *,
+        prompts: Sequence[str] | None = None,
+        pairs: Sequence[tuple[Picture, str]] | None = None,
+    ) -> Calibration:
+        """Gather what the methods need to know of this model for a task; returns (and keeps) the calibration.
+
+        Generation: FFN importance over all forwards of drawing ``prompts`` (default: one image); under a `reference`
+        recipe over one forward on text embeddings, as the released program does it. Understanding: FFN importance
+        and value-norm statistics over answering ``pairs`` of (image, question), default 20 procedural scenes.
+        """
+        known = self.calibration or Calibration(checkpoint_hash(self.model))
+        about: dict[str, Any]
+        if task == "generation":
+            drawn = list(prompts or [samples.PROMPT])
+            about = {"prompts": drawn, "reference": self.recipe.reference}
+            if self.recipe.reference:
+                scores = gather.text_only_scores(self.model, self.processor, drawn[0])
+            else:
+                scores = gather.generation_scores(self.model, self.processor, drawn)
+        elif task == "understanding":
+            seen = samples.questions() if pairs is None else list(pairs)
+            about = {"pairs": len(seen), "source": "procedural scenes" if pairs is None else "given"}
+            scores, correlation = gather.understanding_statistics(self.model, self.processor, seen)
+            known = known.with_correlation(correlation)
+        else:
+            raise FlashUError(f"cannot calibrate {task!r}: the tasks are generation and understanding")
+        with self._lock:
+            self.calibration = known.with_scores(task, scores, about)
+            self.banks.pop(task, None)
+            self._ready.clear()
+        return self.calibration
+
+    def prepare(self, task: Task, prompt: str | None = None) -> None:
+        """Make the recipe ready for a task: gather the calibration it lacks (generation: on ``prompt``), build its
+        FFN banks, settle its pruning side. Does nothing the second time."""
+        with self._lock:
+            if task in self._ready:
+                return
+            prunes = [m for m in self.recipe.ffn_prunes() if m.task == task]
+            sided = [m for m in self.recipe.token_prunes() if m.task == task]
+            lacking = {m.mask for m in prunes} - set(self.calibration.scores if self.calibration else ())
+            if sided and (self.calibration is None or self.calibration.correlation is None):
+                lacking.add("understanding")
+            for mask in sorted(lacking):
+                log.info("calibrating %s", mask)
+                self.calibrate(mask, prompts=None if prompt is None else [prompt])  # type: ignore[arg-type]
+            for m in prunes:
+                assert self.calibration is not None
+                self.banks.setdefault(m.mask, bank(self.model, kept(self.calibration.scores[m.mask], m.ratio)))
+            for p in sided:
+                assert self.calibration is not None
+                measured = self.calibration.side(p.layer)
+                if measured is not None and p.side not in ("calibrated", measured):
+                    log.warning(
+                        "token pruning drops the %s value norms, but attention on this model calls for the %s "
+                        "(correlation %+.2f at layer %d)",
+                        p.side,
+                        measured,
+                        self.calibration.norm_correlation(p.layer),
+                        p.layer,
+                    )
+                self.recipe = self.recipe.resolved(measured)
+            self._ready.add(task)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+    def _runner(self) -> Runner:
+        return Runner(self.model, self.banks, self.rooms)
+
+    def _asking(
+        self,
+        images: Sequence[Picture],
+        asked: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> tuple[Run, Iterator[list[int | None]]]:
+        if not 0 <= temperature < float("inf"):
+            raise FlashUError(f"temperature must be a finite number of at least 0, got {temperature}")
+        if top_k is not None:
+            positive("top_k", top_k)
+        if top_p is not None and not 0 < top_p <= 1:
+            raise FlashUError(f"top_p must be in (0, 1], got {top_p}")
+        requests.check_questions(self.processor, images, asked)
+        self.prepare("understanding")
+        generators = [torch.Generator().manual_seed(seed + n) for n in range(len(asked))]
+        pick = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)
+        return requests.asking(self._runner(), self.processor, self.recipe, images, asked, max_new_tokens, pick)
+
+    def _room(self) -> Room:
+        return Room("this model", self.model.num_layers, self.model.config.head.num_layers)

@@ -1,0 +1,42 @@
+"""Image and question to text: one prefill, then one token per forward over a growing cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from flashu.plan import Step
+from flashu.run import Run
+from flashu.runtime.tokens import Tokens
+
+
+@torch.inference_mode()
+def decode(
+    run: Run, x: Tensor, tokens: Tokens, choose: Callable[[Tensor], Tensor], stop: int | None
+) -> Iterator[list[int | None]]:
+    """Embedded rows x [B, S, h] (right-padded) -> one list of B new tokens per forward; None once a row has stopped.
+
+    ``choose``: logits [B, V] -> tokens [B]. ``stop``: the token that ends a row; it is not yielded.
+    """
+    model, runner = run.runner.model, run.runner
+    past = None
+    going = [True] * len(x)
+    for index in range(run.forwards):
+        step = Step(run.task, "decode" if index else "prefill", index, run.forwards)
+        plan = run.plan(step)
+        held = 0 if past is None else past.tokens[-1].shape[1]
+        done = runner.backbone(x, tokens, plan.layers, past=past, probe=plan.probe, keep=True)
+        run.note(step, plan, len(x), x.shape[1], held, done.similarity)
+        past = done.kv
+        # Law e: only the last token of each row has logits anybody reads.
+        at = done.tokens.last.to(model.device)[:, None, None].expand(-1, 1, done.hidden.shape[-1])
+        picked = choose(model.logits(done.hidden.gather(1, at))[:, 0])
+        new = picked.tolist()
+        going = [on and token != stop for on, token in zip(going, new, strict=True)]
+        if not any(going):
+            return
+        yield [token if on else None for on, token in zip(going, new, strict=True)]
+        x = model.embed_text(picked[:, None])
+        tokens = done.tokens.following()

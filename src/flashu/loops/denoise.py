@@ -1,0 +1,77 @@
+"""Text to image: flow sampling, one plan per forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flashu import flow
+from flashu.loops.canvas import Canvas
+from flashu.plan import Plan, Step
+from flashu.run import Run
+
+OnStep = Callable[[Step, Plan, Tensor], None]
+"""Called after each forward with the step, its plan and the latents [B, c, H, W]."""
+
+
+@torch.inference_mode()
+def denoise(run: Run, canvas: Canvas, z: Tensor, times: Tensor, on_step: OnStep | None = None) -> Tensor:
+    """Integrate latents z [B, c, H, W] (fp32 noise) along ``times`` [forwards + 1]; returns the final latents.
+
+    ``canvas`` has B conditional rows, then B unconditional ones if the run has a guidance scale.
+    """
+    model = run.runner.model
+    embeddings, time_tokens = model.embed_time(times[:-1].to(model.device))
+    sizes = times.diff().tolist()
+    texts = None if canvas.ids is None else model.embed_text(canvas.ids.to(model.device))
+    for step in run.steps():
+        plan = run.plan(step)
+        e_t, time_token = embeddings[step.index, None], time_tokens[step.index, None]
+        rows = canvas if plan.guidance is not None else canvas.branch(len(z))
+        if plan.head == "run" or plan.probe != "off":
+            similarity = look(run, rows, plan, z, e_t, time_token, texts)
+            past = 0 if rows.prefix is None else rows.prefix.shape[1]
+            count, width = rows.tokens.shape
+            run.note(step, plan, count, width, past, similarity)
+        else:
+            # Law c: the velocity depends on the kept features and t alone; nothing upstream is computed.
+            run.note(step, plan, 0, 0, 0, None)
+        z = flow.euler(z, velocity(run, plan, z, e_t), sizes[step.index])
+        if on_step is not None:
+            on_step(step, plan, z)
+    return z
+
+
+def look(
+    run: Run, canvas: Canvas, plan: Plan, z: Tensor, e_t: Tensor, time_token: Tensor, texts: Tensor | None
+) -> tuple[float, ...] | None:
+    """Everything before the last layer of the head: keeps the image tokens' features in the run; returns the probe."""
+    model, runner = run.runner.model, run.runner
+    count = canvas.tokens.shape[0]
+    prefix = run.prefix(plan.layers, canvas)
+    # Law d: both guidance branches see the same latents, so they are embedded once.
+    image = model.embed_latent(z)
+    block = torch.cat((time_token.expand(len(z), 1, -1), image), dim=1).repeat(count // len(z), 1, 1)
+    at = canvas.block.to(model.device)
+    x = block if texts is None else texts[:count].scatter(1, at[..., None].expand_as(block), block)
+    done = runner.backbone(x, canvas.tokens, plan.layers, past=prefix.kv, view=prefix.view, probe=plan.probe)
+    if plan.head == "run":
+        where = canvas.is_image
+        where = None if where is None else where.to(model.device)
+        features, _ = runner.head(done.hidden, e_t, prefix.view, prefix.head, where)
+        run.features = features.gather(1, at[:, 1:, None].expand(-1, -1, features.shape[-1]))
+    return done.similarity
+
+
+def velocity(run: Run, plan: Plan, z: Tensor, e_t: Tensor) -> Tensor:
+    """Guided velocity [B, c, H, W] from the kept features."""
+    model = run.runner.model
+    assert run.features is not None
+    features = run.features if plan.guidance is not None else run.features[: len(z)]
+    v = model.unpatchify(model.head_out(features, e_t), *z.shape[-2:])
+    if plan.guidance is None:
+        return v
+    conditional, unconditional = v.chunk(2)
+    return flow.guide(conditional, unconditional, plan.guidance)

@@ -1,0 +1,65 @@
+"""What a method is: a frozen value with one pure function that edits its own fields of the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from flashu.errors import RecipeError
+from flashu.plan import Plan, Room, Seen, Side, Step, Task, share
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. A subclass is a frozen dataclass in its own file.
+
+    ``writes``: the plan fields it alone may write, so methods commute. ``task``: the task it is for.
+    """
+
+    name: ClassVar[str]
+    tasks: ClassVar[frozenset[Task]]
+    writes: ClassVar[frozenset[str]]
+
+    task: Task
+
+    def __post_init__(self) -> None:
+        if self.task not in self.tasks:
+            raise RecipeError(f"{self.name} does not exist for {self.task}; it is for {', '.join(sorted(self.tasks))}")
+
+    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
+        """The plan with this method's fields written. Pure."""
+        raise TypeError(f"{type(self).__name__} must define edit")
+
+    def check(self, room: Room) -> None:
+        """Raise `RecipeError` when the model lacks what this method works on."""
+
+    def resolved(self, side: Side) -> Method:
+        """This method with anything left to calibration settled; ``side`` is the pruning side measured."""
+        return self
+
+    def forwards(self, base: int) -> int:
+        """How many forwards a generation takes that would take ``base`` without this method."""
+        return base
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.name} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def in_window(step: Step, tau: float) -> bool:
+    """True before the last ``tau`` (count or fraction) of the forwards, which run the full network (Eq. 4)."""
+    return step.index < step.total - share(tau, step.total)
+
+
+def require_ratio(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise RecipeError(f"{name} must be in [0, 1), got {value}")
+
+
+def require_interval(name: str, value: int) -> None:
+    if value < 1:
+        raise RecipeError(f"{name} must be at least 1, got {value}")
+
+
+def require_tau(value: float) -> None:
+    if value < 0:
+        raise RecipeError(f"tau must be a fraction below 1 or a count of forwards, got {value}")

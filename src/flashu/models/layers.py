@@ -1,0 +1,184 @@
+"""Transformer parts shared by the models: norms, rotary embedding, attention, gated FFN, decoder layer.
+
+Nothing here knows an acceleration method. Two arguments are the seams a plan reaches through:
+``ffn`` (another weight triple for the gated FFN) and ``past`` (keys and values passed in, never stored).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Rope: TypeAlias = tuple[Tensor, Tensor]
+"""(cos, sin), each [B, 1, S, head_dim], fp32."""
+KeyValue: TypeAlias = tuple[Tensor, Tensor]
+"""(k, v), each [B, kv_heads, T, head_dim]; keys are stored after the rotary embedding."""
+FFNWeights: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""(gate [K, D], up [K, D], down [D, K]) of a gated FFN with K kept neurons."""
+Tap: TypeAlias = Callable[[str, Tensor], None]
+"""Observer of inner values, called as tap(name, value); used by calibration and analysis only."""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in fp32, cast back, then times the weight in the working dtype."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+class RotaryEmbedding(nn.Module):
+    """Half-split rotary frequencies as a non-persistent buffer, optionally with Llama-3 length scaling.
+
+    As in the original program, casting the model to bf16 rounds the frequencies too (docs: models/showo2).
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, head_dim: int, theta: float, scaling: dict[str, float] | None = None) -> None:
+        super().__init__()
+        inv_freq = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+        if scaling is not None:
+            inv_freq = llama3_scaled(inv_freq, **scaling)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+
+    def forward(self, pos_BS: Tensor) -> Rope:
+        angles = pos_BS[:, None, :, None].float() * self.inv_freq.float()
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+
+def llama3_scaled(inv_freq: Tensor, *, factor: float, low: float, high: float, original_length: float) -> Tensor:
+    """Slow frequencies are divided by ``factor``, fast ones kept, those between blended linearly."""
+    wavelength = 2 * math.pi / inv_freq
+    kept = ((original_length / wavelength - low) / (high - low)).clamp(0, 1)
+    return inv_freq * kept + inv_freq / factor * (1 - kept)
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotary embedding of x [B, H, S, head_dim]."""
+    cos, sin = (r.to(x.dtype) for r in rope)
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of q [B, H, S, d] to k, v [B, H_kv, T, d] -> [B, S, H*d].
+
+    ``mask`` is bool (True = may attend) or additive, broadcastable to [B, H, S, T]; None = everything is visible.
+    Each kv head serves H / H_kv consecutive query heads.
+    """
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k = k[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
+        v = v[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; per-head q/k RMSNorm when ``qk_norm_eps`` is given."""
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rotary: RotaryEmbedding,
+        *,
+        qkv_bias: bool,
+        qk_norm_eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.q_proj = nn.Linear(hidden, heads * head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
+        self.o_proj = nn.Linear(heads * head_dim, hidden, bias=False)
+        self.q_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
+        self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
+        self.rotary_emb = rotary
+
+    def keys_values(self, x: Tensor, rope: Rope, past: KeyValue | None) -> KeyValue:
+        """Keys and values of x [B, S, D], appended to ``past``."""
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        k = rotate(k, rope)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        return k, v
+
+    def forward(
+        self, x: Tensor, rope: Rope, mask: Tensor | None = None, past: KeyValue | None = None, tap: Tap | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        q = rotate(q, rope)
+        k, v = self.keys_values(x, rope, past)
+        if tap is not None:
+            tap("query", q)
+            tap("key", k)
+            tap("value", v)
+        return self.o_proj(attend(q, k, v, mask)), (k, v)
+
+
+class GatedFFN(nn.Module):
+    """down(silu(gate x) * up x), with the module's own weights or the triple passed in."""
+
+    def __init__(self, hidden: int, intermediate: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+
+    def weights(self) -> FFNWeights:
+        return self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+
+    def forward(self, x: Tensor, ffn: FFNWeights | None = None, tap: Tap | None = None) -> Tensor:
+        gate, up, down = self.weights() if ffn is None else ffn
+        inner = F.silu(F.linear(x, gate)) * F.linear(x, up)
+        if tap is not None:
+            tap("ffn", inner)
+        return F.linear(inner, down)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm decoder layer (Qwen2 form)."""
+
+    def __init__(self, attention: Attention, hidden: int, intermediate: int, eps: float) -> None:
+        super().__init__()
+        self.self_attn = attention
+        self.mlp = GatedFFN(hidden, intermediate)
+        self.input_layernorm = RMSNorm(hidden, eps)
+        self.post_attention_layernorm = RMSNorm(hidden, eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None = None,
+        past: KeyValue | None = None,
+        ffn: FFNWeights | None = None,
+        tap: Tap | None = None,
+    ) -> tuple[Tensor, KeyValue]:
+        attended, kv = self.self_attn(self.input_layernorm(x), rope, mask, past, tap)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x), ffn, tap), kv
+
+    def keys_values(self, x: Tensor, rope: Rope, past: KeyValue | None = None) -> KeyValue:
+        """What a skipped layer still owes a growing cache: its keys and values of x."""
+        return self.self_attn.keys_values(self.input_layernorm(x), rope, past)

@@ -1,0 +1,102 @@
+"""The diffusion (flow) head of Show-o2: timestep embedding, modulated blocks, final layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flashu.models.layers import Attention, GatedFFN, KeyValue, RMSNorm, Rope, RotaryEmbedding
+from flashu.models.showo2.config import HeadConfig
+
+FREQUENCIES = 256
+QK_NORM_EPS = 1e-6
+
+
+class TimestepEmbedder(nn.Module):
+    """t in [0, 1] (used as is, not times 1000) -> [B, width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        return self.mlp(sinusoid(t_B).to(next(self.mlp.parameters()).dtype))
+
+
+def sinusoid(t_B: Tensor) -> Tensor:
+    """[cos, sin] of t times 128 frequencies from 1 down to nearly 1/10000, in fp32."""
+    half = FREQUENCIES // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t_B.device) / half)
+    angles = t_B.float()[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, image: Tensor | None) -> Tensor:
+    """x * (1 + scale) + shift in fp32, at image positions only (``image`` bool [B, S, 1]; None = all of them)."""
+    modulated = (x.float() * (1 + scale.float()) + shift.float()).to(x.dtype)
+    return modulated if image is None else torch.where(image, modulated, x)
+
+
+class ModulatedBlock(nn.Module):
+    """Pre-norm block with adaLN modulation of the image positions; text goes through as a plain block (gate 1)."""
+
+    def __init__(self, cfg: HeadConfig) -> None:
+        super().__init__()
+        scaling = {
+            "factor": cfg.rope_factor,
+            "low": cfg.rope_low,
+            "high": cfg.rope_high,
+            "original_length": cfg.rope_original_length,
+        }
+        rotary = RotaryEmbedding(cfg.head_dim, cfg.rope_theta, scaling)
+        self.self_attn = Attention(
+            cfg.hidden_size,
+            cfg.num_attention_heads,
+            cfg.num_key_value_heads,
+            cfg.head_dim,
+            rotary,
+            qkv_bias=False,
+            qk_norm_eps=QK_NORM_EPS,
+        )
+        self.mlp = GatedFFN(cfg.hidden_size, cfg.intermediate_size)
+        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(cfg.hidden_size, 6 * cfg.hidden_size))
+
+    def forward(
+        self,
+        x: Tensor,
+        e_t: Tensor | None,
+        rope: Rope,
+        mask: Tensor | None,
+        past: KeyValue | None,
+        image: Tensor | None,
+    ) -> tuple[Tensor, KeyValue]:
+        """x [B, S, d]; e_t [B, d] or None for a pass over text alone; image bool [B, S, 1] or None (all image)."""
+        if e_t is None:
+            attended, kv = self.self_attn(self.input_layernorm(x), rope, mask, past)
+            x = x + attended
+            return x + self.mlp(self.post_attention_layernorm(x)), kv
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(e_t)[:, None].chunk(6, dim=-1)
+        if image is not None:
+            gate_a = torch.where(image, gate_a, torch.ones_like(gate_a))
+            gate_m = torch.where(image, gate_m, torch.ones_like(gate_m))
+        attended, kv = self.self_attn(modulate(self.input_layernorm(x), shift_a, scale_a, image), rope, mask, past)
+        x = x + gate_a * attended
+        return x + gate_m * self.mlp(modulate(self.post_attention_layernorm(x), shift_m, scale_m, image)), kv
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection of the image tokens to their latent patch."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm_final = RMSNorm(width, QK_NORM_EPS)
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, e_t: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(e_t)[:, None].chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale, None))

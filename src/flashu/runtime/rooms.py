@@ -1,0 +1,51 @@
+"""The rooms of a model as callables: eager, or each compiled once (fullgraph) and shared by all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flashu.models.layers import FFNWeights, KeyValue, Rope
+from flashu.models.protocol import UnifiedModel
+
+
+def _layer(
+    layer: nn.Module,
+    x: Tensor,
+    rope: Rope,
+    mask: Tensor | None,
+    past: KeyValue | None,
+    ffn: FFNWeights | None,
+) -> tuple[Tensor, KeyValue]:
+    return layer(x, rope, mask, past, ffn)
+
+
+def _head(
+    model: UnifiedModel,
+    hidden: Tensor,
+    e_t: Tensor | None,
+    rope: Rope,
+    mask: Tensor | None,
+    past: list[KeyValue] | None,
+    image: Tensor | None,
+) -> tuple[Tensor, list[KeyValue]]:
+    return model.head_body(hidden, e_t, rope, mask, past, image)
+
+
+class Rooms:
+    """``Rooms()`` runs eagerly; ``Rooms(compiled=True)`` compiles each kind of room once.
+
+    The plan is branched on outside, so a compiled room never sees it: another FFN is other tensors, another prefix
+    another length (a symbolic size).
+    """
+
+    def __init__(self, compiled: bool = False, **options: Any) -> None:
+        self.compiled = compiled
+        self.layer: Callable[..., tuple[Tensor, KeyValue]] = _layer
+        self.head: Callable[..., tuple[Tensor, list[KeyValue]]] = _head
+        if compiled:
+            self.layer = torch.compile(_layer, fullgraph=True, dynamic=True, **options)
+            self.head = torch.compile(_head, fullgraph=True, dynamic=True, **options)

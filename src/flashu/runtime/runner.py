@@ -1,0 +1,187 @@
+"""The runner: walks tokens through the decoder's layers as a `LayerPlan` says. Stateless between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashu.models.layers import FFNWeights, KeyValue, Rope
+from flashu.models.protocol import UnifiedModel
+from flashu.plan import FULL, LayerPlan, Probe, Route
+from flashu.runtime.rooms import Rooms
+from flashu.runtime.tokens import Tokens, visible
+
+Observer = Callable[[int, str, Tensor, Tokens], None]
+"""Called as observer(layer, name, value, tokens) with inner values; for calibration and analysis.
+Names: input, query, key, value, ffn (input of the down projection), output."""
+
+
+@dataclass(frozen=True, eq=False)
+class KV:
+    """Keys and values of earlier tokens, layer by layer, and which tokens each layer's hold."""
+
+    layers: Sequence[KeyValue]
+    tokens: Sequence[Tokens]
+
+    def rows(self, index: Tensor) -> KV:
+        """The cache of the rows at ``index`` [R]."""
+        by_id = {id(t): t.rows(index) for t in self.tokens}
+        index = index.to(self.layers[0][0].device)
+        return KV([(k[index], v[index]) for k, v in self.layers], [by_id[id(t)] for t in self.tokens])
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What does not change while the same tokens look at the same cache: rotary tables and mask, on the device."""
+
+    rope: Rope
+    mask: Tensor | None
+    head_rope: Rope | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One walk through the decoder. ``hidden`` [B, S', h] is after the final norm."""
+
+    hidden: Tensor
+    tokens: Tokens
+    kv: KV | None
+    similarity: tuple[float, ...] | None
+
+
+class Runner:
+    """Runs a model's rooms. ``banks``: FFN weight triples per layer, by the name a plan calls them."""
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        banks: Mapping[str, Sequence[FFNWeights]] | None = None,
+        rooms: Rooms | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.model = model
+        self.banks = banks or {}
+        self.rooms = rooms or Rooms()
+        self.observer = observer
+
+    def view(self, tokens: Tokens, past: Tokens | None = None, head: bool = False) -> View:
+        """Rotary tables and mask for ``tokens`` looking at ``past`` and themselves; ``head``: the flow head's too."""
+        device = self.model.device
+        mask = visible(tokens, tokens if past is None else past.cat(tokens))
+        pos = tokens.pos.to(device)
+        head_rope = self.model.head_rope(pos) if head else None
+        return View(self.model.rope(pos), None if mask is None else mask.to(device), head_rope)
+
+    def backbone(
+        self,
+        x: Tensor,
+        tokens: Tokens,
+        plan: LayerPlan,
+        *,
+        past: KV | None = None,
+        view: View | None = None,
+        probe: Probe = "off",
+        keep: bool = False,
+    ) -> Pass:
+        """Embedded tokens x [B, S, h] through the layers of ``plan``.
+
+        ``past``: keys and values of earlier tokens. ``keep``: return the grown cache; a skipped layer then still
+        adds its keys and values. ``probe``: measure each layer's input-output similarity (all layers must run).
+        """
+        model = self.model
+        bank = None if plan.ffn == FULL else self.banks[plan.ffn]
+        looked_at = None if past is None else past.tokens[0]
+        view = view or self.view(tokens, looked_at)
+        caches: list[KeyValue] = []
+        seen_by: list[Tokens] = []
+        similarity: list[Tensor] = []
+        for i in range(model.num_layers):
+            for route in plan.routes:
+                if route.layer == i and (index := dropped(caches[-1][1], tokens, route)) is not None:
+                    tokens = tokens.gather(index.cpu())
+                    x = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+                    view = self.view(tokens, looked_at)
+            if past is not None and past.tokens[i] is not looked_at:
+                looked_at = past.tokens[i]
+                view = self.view(tokens, looked_at)
+            earlier = None if past is None else past.layers[i]
+            if i in plan.skip:
+                if keep:
+                    caches.append(model.layers[i].keys_values(x, view.rope, earlier))
+                    seen_by.append(tokens)
+                continue
+            weights = None if bank is None else bank[i]
+            if self.observer is None:
+                y, kv = self.rooms.layer(model.layers[i], x, view.rope, view.mask, earlier, weights)
+            else:
+                y, kv = model.layer(i, x, view.rope, view.mask, earlier, weights, self._tap(i, x, tokens))
+                self.observer(i, "output", y, tokens)
+            if probe != "off":
+                final = probe == "normed" and i == model.num_layers - 1
+                similarity.append(cosine(x, model.norm(y) if final else y, tokens, probe))
+            if keep or plan.routes:
+                caches.append(kv)
+                seen_by.append(tokens)
+            x = y
+        grown = KV(caches, joined(past, seen_by)) if keep else None
+        scores = tuple(torch.stack(similarity).tolist()) if similarity else None
+        return Pass(model.norm(x), tokens, grown, scores)
+
+    def head(
+        self, hidden: Tensor, e_t: Tensor | None, view: View, past: list[KeyValue] | None, image: Tensor | None
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """The flow head's blocks over normed hidden [B, S, h]; see the model's ``head_body``."""
+        assert view.head_rope is not None
+        return self.rooms.head(self.model, hidden, e_t, view.head_rope, view.mask, past, image)
+
+    def _tap(self, i: int, x: Tensor, tokens: Tokens) -> Callable[[str, Tensor], None]:
+        assert self.observer is not None
+        observe = self.observer
+        observe(i, "input", x, tokens)
+        return lambda name, value: observe(i, name, value, tokens)
+
+
+def joined(past: KV | None, added: Sequence[Tokens]) -> Sequence[Tokens]:
+    """The tokens each layer's cache holds after ``added``; layers that held the same tokens share one value."""
+    if past is None:
+        return added
+    pairs = list(zip(past.tokens, added, strict=True))
+    unique = {(id(a), id(b)): (a, b) for a, b in pairs}
+    grown = {key: a.cat(b) for key, (a, b) in unique.items()}
+    return [grown[id(a), id(b)] for a, b in pairs]
+
+
+def cosine(x: Tensor, y: Tensor, tokens: Tokens, probe: Probe) -> Tensor:
+    """Mean cosine similarity of a layer's input and output, over all tokens or the last of each row."""
+    similarity = F.cosine_similarity(x.float(), y.float(), dim=-1)
+    if probe == "last":
+        return similarity.gather(1, tokens.last[:, None].to(x.device)).mean()
+    if not bool(tokens.valid.all()):
+        valid = tokens.valid.to(x.device)
+        return similarity[valid].mean()
+    return similarity.mean()
+
+
+def dropped(values: Tensor, tokens: Tokens, route: Route) -> Tensor | None:
+    """Indices [B, K] of the tokens that stay, in order; None when nothing is dropped.
+
+    ``values`` [B, kv_heads, T, head_dim] of the layer before; a token's score is the L2 norm of its whole value
+    vector over heads and channels.
+    """
+    counts = tokens.visual.sum(1)
+    drop = int(int(counts.max()) * route.ratio)
+    if drop == 0:
+        return None
+    if int(counts.min()) != int(counts.max()):
+        raise ValueError("token pruning needs the same number of visual tokens in every row of a batch")
+    new = values[:, :, -tokens.shape[1] :].float()
+    score = new.square().sum(dim=(1, 3))
+    score = score if route.side == "largest" else -score
+    score = score.masked_fill(~tokens.visual.to(score.device), -torch.inf)
+    gone = torch.zeros_like(score, dtype=torch.bool).scatter_(1, score.topk(drop, dim=1).indices, True)
+    order = gone.long().argsort(dim=1, stable=True)
+    return order[:, : tokens.shape[1] - drop]

@@ -1,0 +1,81 @@
+"""Show-o2 as its users hold it: loaded, drawing and answering by itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from PIL import Image
+
+from flashu import patch
+from flashu.calibrate.calibration import CALIBRATION, Calibration
+from flashu.engine import Engine
+from flashu.errors import FlashUError
+from flashu.models.hub import checkpoint_folder
+from flashu.models.registry import resolve
+from flashu.models.showo2.load import load_model, load_processor, save_model
+from flashu.models.showo2.model import ShowO2 as Architecture
+from flashu.models.showo2.processor import Picture, Processor
+from flashu.models.weights import checkpoint_hash
+
+
+class ShowO2(Architecture):
+    """A Show-o2 model with its tokenizer and autoencoder (``processor``), and its calibration if it came with one.
+
+    `t2i_generate` and `mmu_generate` run the exact engine, or FlashU after `flashu.apply_flashu_patch`.
+    """
+
+    processor: Processor | None = None
+    calibration: Calibration | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        autoencoder: str | os.PathLike[str] | None = "auto",
+    ) -> ShowO2:
+        """Load a folder, a hub id or "scenes"; ``dtype`` None = as stored, ``device`` None = CPU.
+
+        Reads the official layout (`pytorch_model.bin`, sharded, or safetensors, with the constructor's `config.json`)
+        and ours. ``autoencoder``: a Wan2.1 folder or `.pth`; "auto" = the checkpoint's own, else the hub's; None =
+        latents only. Raises `CheckpointError`, leaving nothing half-loaded.
+        """
+        entry = resolve(source)
+        model = load_model(entry.source, dtype=dtype or entry.dtype, device=device, cls=cls)
+        model.processor = load_processor(entry.source, device=device, autoencoder=autoencoder)
+        file = checkpoint_folder(entry.source) / CALIBRATION
+        if file.exists():
+            model.calibration = Calibration.load(file, checkpoint_hash(model))
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write safetensors, config and processor to ``folder``."""
+        save_model(self, folder, self.processor)
+        if self.calibration is not None:
+            self.calibration.save(Path(folder) / CALIBRATION)
+
+    def t2i_generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Image.Image]:
+        """Images of the prompts; settings as in `Engine.generate`."""
+        return self._engine().generate(prompts, **settings).images
+
+    @overload
+    def mmu_generate(self, images: Picture, questions: str, **settings: Any) -> str: ...
+    @overload
+    def mmu_generate(
+        self, images: Picture | Sequence[Picture], questions: Sequence[str], **settings: Any
+    ) -> list[str]: ...
+    def mmu_generate(self, images: Any, questions: Any, **settings: Any) -> Any:
+        """Answers to questions about images; settings as in `Engine.answer`."""
+        answers = self._engine().answer(images, questions, **settings)
+        return [a.text for a in answers] if isinstance(answers, list) else answers.text
+
+    def _engine(self) -> Engine:
+        if self.processor is None:
+            raise FlashUError("this model has no processor: load it with from_pretrained, or use flashu.Engine")
+        return patch.engine_of(self) or Engine(self, self.processor, calibration=self.calibration)
