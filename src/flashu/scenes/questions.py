@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,7 +28,7 @@ VERDICTS: dict[str, tuple[str, ...]] = {
 QUESTION_KINDS = tuple(VERDICTS)
 SEGMENT = 26  # tokens of the longest question, its marker, its answer and eos
 
-_PHRASES = {
+PHRASES = {
     "exist": ("is there a {x}?", "does the picture show a {x}?", "can you see a {x}?"),
     "count": ("how many {x} are there?", "how many {x} can you see?", "count the {x}."),
     "colour": ("what colour is the {x}?", "which colour is the {x}?", "what is the colour of the {x}?"),
@@ -38,6 +39,7 @@ _PHRASES = {
     "same": ("are there as many {x} as {y}?", "are there equally many {x} and {y}?"),
 }
 Ask = tuple[str, str]  # question, answer
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,12 @@ def _targets(scene: Scene) -> list[tuple[str | None, str | None]]:
     return shapes + [(None, c) for c in COLOURS] + [(s, c) for c, s in KINDS]
 
 
-def _choose(options: list, rng: np.random.Generator):
+def _choose(options: list[Item], rng: np.random.Generator) -> Item:
     return options[int(rng.integers(len(options)))]
 
 
 def _wording(kind: str, rng: np.random.Generator, **words: str) -> str:
-    return _choose(list(_PHRASES[kind]), rng).format(**words)
+    return _choose(list(PHRASES[kind]), rng).format(**words)
 
 
 def _exist(scene: Scene, want: str, rng: np.random.Generator) -> Ask | None:

@@ -42,7 +42,7 @@ _SYNONYMS = {
 
 
 def _words() -> list[str]:
-    templates = [t for group in (*captions.TEMPLATES.values(), *questions._PHRASES.values()) for t in group]
+    templates = [t for group in (*captions.TEMPLATES.values(), *questions.PHRASES.values()) for t in group]
     loose = "the and , so none versus yes no object describe picture"
     words = " ".join([*templates, *captions.NUMBERS, *SHAPES, *COLOURS, *RELATIONS, loose]).split()
     words = [w.rstrip("?.") for w in words if "{" not in w] + [".", "?"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from math import isfinite
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from rich.console import Console
@@ -58,9 +60,10 @@ def train(
     if checkpoint.exists():
         trainer.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
         batcher.reseed(settings.seed + trainer.step)
+        torch.manual_seed(settings.seed + trainer.step)
         console.log(f"resumed at step {trainer.step}")
     saved = scored = logged = time.monotonic()
-    sums: dict[str, float] = {}
+    recent: list[dict[str, float]] = []
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=console, disable=not console.is_terminal,
@@ -68,18 +71,18 @@ def train(
     with bar:
         task = bar.add_task("scenes", total=settings.steps, completed=trainer.step)
         while trainer.step < settings.steps:
-            losses = trainer.train_step()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / 50
+            recent.append({name: value.item() for name, value in trainer.train_step().items()})
             bar.update(task, completed=trainer.step)
             now = time.monotonic()
             if trainer.step % 50 == 0:
-                if not all(v == v for v in sums.values()):
+                means = {name: fmean(r[name] for r in recent) for name in recent[0]}
+                if not all(isfinite(v) for v in means.values()):
                     raise FloatingPointError(f"loss is not finite at step {trainer.step}: resume from {checkpoint}")
-                seconds = (now - logged) / 50
-                curves.append(runs / "losses.csv", {"step": trainer.step, "seconds": seconds, **sums})
-                console.log(f"{trainer.step} {seconds:.2f} s/step " + " ".join(f"{k} {v:.4f}" for k, v in sums.items()))
-                sums, logged = {}, now
+                seconds = (now - logged) / len(recent)
+                curves.append(runs / "losses.csv", {"step": trainer.step, "seconds": seconds, **means})
+                listed = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+                console.log(f"{trainer.step} {seconds:.2f} s/step {listed}")
+                recent, logged = [], now
             if now - saved > CHECKPOINT_SECONDS or trainer.step == settings.steps:
                 _save(trainer, checkpoint)
                 saved = now
@@ -96,7 +99,7 @@ def _save(trainer: Trainer, path: Path) -> None:
 def _publish(trainer: Trainer, autoencoder: Autoencoder, batcher: Batcher, options: argparse.Namespace) -> None:
     """Exports the averaged weights, scores them on a small held-out set, redraws the curves."""
     model = trainer.averaged()
-    export(model, batcher.tokenizer, options.assets)
+    export(model, autoencoder, options.assets)
     table = score(model, batcher, autoencoder, n=30)
     curves.append(options.runs / "scores.csv", {"step": trainer.step, **table})
     curves.draw(options.runs / "losses.csv", options.runs / "scores.csv", options.runs / "curves.png")

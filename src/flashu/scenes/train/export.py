@@ -1,26 +1,37 @@
-"""Writes the shipped files of the scenes model, each atomically."""
+"""Writes the shipped files of the scenes model."""
 
 from __future__ import annotations
 
-import json
-import os
+from copy import deepcopy
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
-from tokenizers import Tokenizer
 
+from flashu.models.showo2.autoencoders import PlainAutoencoder
+from flashu.models.showo2.load import save_model
 from flashu.models.showo2.model import ShowO2
+from flashu.models.showo2.processor import GenerationDefaults, Processor
+from flashu.models.showo2.text import ChatTemplate, SpecialIds, Text
+
+from ..autoencoder import DOWNSAMPLE, LATENT_CHANNELS, Autoencoder
+from ..captions import MAX_TEXT
+from ..tokenizer import ANSWER, BOI, BOS, EOI, EOS, IMG_PAD, PAD, build
+from ..world import SIZE
 
 ASSETS = Path(__file__).parents[2] / "assets" / "scenes"
+MAX_QUESTION, MAX_ANSWER = 16, 20  # tokens
 
 
-def export(model: ShowO2, tokenizer: Tokenizer, folder: Path = ASSETS) -> None:
-    """config.json, tokenizer.json and bf16 model.safetensors; the autoencoder's file is written by its trainer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().to("cpu", torch.bfloat16).clone() for k, v in model.state_dict().items()}
-    (folder / "model.safetensors.new").write_bytes(save(state, {"format": "pt"}))
-    (folder / "config.json.new").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
-    tokenizer.save(str(folder / "tokenizer.json.new"))
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        os.replace(folder / f"{name}.new", folder / name)
+def processor(autoencoder: Autoencoder) -> Processor:
+    """Words, pictures and defaults of the scenes model."""
+    tokenizer = build()
+    names = {"bos": BOS, "eos": EOS, "boi": BOI, "eoi": EOI, "img_pad": IMG_PAD, "pad": PAD}
+    ids = SpecialIds(**{name: tokenizer.token_to_id(token) for name, token in names.items()})
+    text = Text(tokenizer, ids, ChatTemplate(system="", user="", assistant=ANSWER), MAX_TEXT, MAX_QUESTION)
+    defaults = GenerationDefaults(50, 2.0, 3.0, SIZE, SIZE, MAX_ANSWER)
+    return Processor(text, PlainAutoencoder(autoencoder, LATENT_CHANNELS, DOWNSAMPLE), defaults)
+
+
+def export(model: ShowO2, autoencoder: Autoencoder, folder: Path = ASSETS) -> None:
+    """config.json, tokenizer.json, autoencoder.safetensors and bf16 model.safetensors, in the project's format."""
+    save_model(deepcopy(model).cpu().to(torch.bfloat16), folder, processor(autoencoder))
