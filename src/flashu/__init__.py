@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from flashu.calibrate.calibration import Calibration
-from flashu.engine import Answer, Engine, Generation
 from flashu.errors import (
     CalibrationError,
     CheckpointError,
@@ -17,11 +15,39 @@ from flashu.errors import (
     PromptError,
     RecipeError,
 )
-from flashu.patch import apply_flashu_patch, remove_flashu_patch
 from flashu.recipe import PRESETS, FlashUConfig, Recipe, UnderstandingConfig
-from flashu.showo2 import ShowO2
+
+if TYPE_CHECKING:
+    import torch
+
+    from flashu.calibrate.calibration import Calibration
+    from flashu.engine import Answer, Engine, Generation
+    from flashu.patch import apply_flashu_patch, remove_flashu_patch
+    from flashu.showo2 import ShowO2
 
 __version__ = "0.1.0"
+
+# What needs torch is imported when first asked for, so that `flashu --help` and recipes open at once.
+_LATER = {
+    "Answer": "engine",
+    "Calibration": "calibrate.calibration",
+    "Engine": "engine",
+    "Generation": "engine",
+    "ShowO2": "showo2",
+    "apply_flashu_patch": "patch",
+    "remove_flashu_patch": "patch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def load(
@@ -33,6 +59,9 @@ def load(
     compile: bool = False,
 ) -> Engine:
     """An engine for "scenes" (in the package), an official Show-o2 hub id or a folder; see `ShowO2.from_pretrained`."""
+    from flashu.engine import Engine
+    from flashu.showo2 import ShowO2
+
     model = ShowO2.from_pretrained(source, dtype=dtype, device=device)
     assert model.processor is not None
     return Engine(model, model.processor, recipe, model.calibration, compile=compile)

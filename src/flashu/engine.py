@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,24 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from flashu import flow, requests
-from flashu.calibrate import gather, samples
-from flashu.calibrate.bank import bank, kept
 from flashu.calibrate.calibration import Calibration
 from flashu.errors import FlashUError, PromptError
+from flashu.fitted import Fitted
 from flashu.loops.denoise import OnStep, denoise
-from flashu.models.layers import FFNWeights
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Picture, Processor
-from flashu.models.weights import checkpoint_hash
-from flashu.plan import Room, Task
+from flashu.plan import Task
 from flashu.recipe import FlashUConfig, Recipe, load_recipe
 from flashu.requests import positive
 from flashu.run import Record, Run
 from flashu.runtime.rooms import Rooms
-from flashu.runtime.runner import Runner
 from flashu.runtime.sampling import choose
-
-log = logging.getLogger("flashu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,19 +67,28 @@ class Engine:
     ) -> None:
         self.model = model
         self.processor = processor
-        self.calibration = calibration
-        self.recipe = load_recipe(recipe)
-        self.rooms = Rooms(compile)
-        self.banks: dict[str, Sequence[FFNWeights]] = {}
-        self._ready: set[Task] = set()
-        self._lock = threading.RLock()
-        self.recipe.check(self._room())
+        self.fitted = Fitted(load_recipe(recipe), calibration, Rooms(compile))
+        self.fitted.check(model)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.fitted.recipe
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self.fitted.calibration
 
     def with_recipe(self, recipe: Recipe | FlashUConfig | str | Path) -> Engine:
         """An engine over the same weights with another recipe: a preset's name, a recipe file, settings or a recipe."""
-        other = Engine(self.model, self.processor, recipe, self.calibration)
-        other.rooms = self.rooms
-        return other
+        return self.of(self.model, self.processor, Fitted(load_recipe(recipe), self.calibration, self.fitted.rooms))
+
+    @classmethod
+    def of(cls, model: ShowO2, processor: Processor, fitted: Fitted) -> Engine:
+        """An engine for a recipe that is already fitted to the model."""
+        engine = cls.__new__(cls)
+        engine.model, engine.processor, engine.fitted = model, processor, fitted
+        fitted.check(model)
+        return engine
 
     # -- drawing -----------------------------------------------------------------------------------------------
     def generate(
@@ -136,7 +137,9 @@ class Engine:
         latents, trace = [], []
         for at in range(0, len(texts), chunk):
             part = wanted[at : at + chunk]
-            run, canvas = requests.drawing(self._runner(), self.processor, self.recipe, part, size, steps, scale)
+            run, canvas = requests.drawing(
+                self.fitted.runner(self.model), self.processor, self.recipe, part, size, steps, scale
+            )
             times = flow.grid(run.forwards, defaults.shift if shift is None else shift)
             latents.append(denoise(run, canvas, noise[at : at + chunk].to(self.model.device), times, on_step))
             trace += run.trace
@@ -206,64 +209,13 @@ class Engine:
         recipe over one forward on text embeddings, as the released program does it. Understanding: FFN importance
         and value-norm statistics over answering ``pairs`` of (image, question), default 20 procedural scenes.
         """
-        known = self.calibration or Calibration(checkpoint_hash(self.model))
-        about: dict[str, Any]
-        if task == "generation":
-            drawn = list(prompts or [samples.PROMPT])
-            about = {"prompts": drawn, "reference": self.recipe.reference}
-            if self.recipe.reference:
-                scores = gather.text_only_scores(self.model, self.processor, drawn[0])
-            else:
-                scores = gather.generation_scores(self.model, self.processor, drawn)
-        elif task == "understanding":
-            seen = samples.questions() if pairs is None else list(pairs)
-            about = {"pairs": len(seen), "source": "procedural scenes" if pairs is None else "given"}
-            scores, correlation = gather.understanding_statistics(self.model, self.processor, seen)
-            known = known.with_correlation(correlation)
-        else:
-            raise FlashUError(f"cannot calibrate {task!r}: the tasks are generation and understanding")
-        with self._lock:
-            self.calibration = known.with_scores(task, scores, about)
-            self.banks.pop(task, None)
-            self._ready.clear()
-        return self.calibration
+        return self.fitted.calibrate(self.model, self.processor, task, prompts=prompts, pairs=pairs)
 
     def prepare(self, task: Task, prompt: str | None = None) -> None:
-        """Make the recipe ready for a task: gather the calibration it lacks (generation: on ``prompt``), build its
-        FFN banks, settle its pruning side. Does nothing the second time."""
-        with self._lock:
-            if task in self._ready:
-                return
-            prunes = [m for m in self.recipe.ffn_prunes() if m.task == task]
-            sided = [m for m in self.recipe.token_prunes() if m.task == task]
-            lacking = {m.mask for m in prunes} - set(self.calibration.scores if self.calibration else ())
-            if sided and (self.calibration is None or self.calibration.correlation is None):
-                lacking.add("understanding")
-            for mask in sorted(lacking):
-                log.info("calibrating %s", mask)
-                self.calibrate(mask, prompts=None if prompt is None else [prompt])  # type: ignore[arg-type]
-            for m in prunes:
-                assert self.calibration is not None
-                self.banks.setdefault(m.mask, bank(self.model, kept(self.calibration.scores[m.mask], m.ratio)))
-            for p in sided:
-                assert self.calibration is not None
-                measured = self.calibration.side(p.layer)
-                if measured is not None and p.side not in ("calibrated", measured):
-                    log.warning(
-                        "token pruning drops the %s value norms, but attention on this model calls for the %s "
-                        "(correlation %+.2f at layer %d)",
-                        p.side,
-                        measured,
-                        self.calibration.norm_correlation(p.layer),
-                        p.layer,
-                    )
-                self.recipe = self.recipe.resolved(measured)
-            self._ready.add(task)
+        """Make the recipe ready for a task now rather than at the first request."""
+        self.fitted.prepare(self.model, self.processor, task, prompt)
 
     # -- inside ------------------------------------------------------------------------------------------------
-    def _runner(self) -> Runner:
-        return Runner(self.model, self.banks, self.rooms)
-
     def _asking(
         self,
         images: Sequence[Picture],
@@ -285,7 +237,5 @@ class Engine:
         self.prepare("understanding")
         generators = [torch.Generator().manual_seed(seed + n) for n in range(len(asked))]
         pick = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)
-        return requests.asking(self._runner(), self.processor, self.recipe, images, asked, max_new_tokens, pick)
-
-    def _room(self) -> Room:
-        return Room("this model", self.model.num_layers, self.model.config.head.num_layers)
+        runner = self.fitted.runner(self.model)
+        return requests.asking(runner, self.processor, self.recipe, images, asked, max_new_tokens, pick)

@@ -23,7 +23,7 @@ PROMPT_TOKENS, QUESTION_TOKENS = 16, 32
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the table needs of a model. ``factor``: pixels per latent cell. ``max_text``: prompt tokens of a padded row."""
+    """What the table needs of a model. ``factor``: pixels per latent cell; ``max_text``: most words of a prompt."""
 
     name: str
     config: ShowO2Config
@@ -45,10 +45,9 @@ class Sizes:
             raise ImageError(f"images are multiples of {cell} pixels, at least {cell}; {width}x{height} is not")
         return (height // cell) * (width // cell)
 
-    def room(self, recipe: Recipe) -> Room:
-        """What the recipe may count on, as if its FFN banks were built."""
-        cfg, banks = self.config, {m.mask: m.ratio for m in recipe.ffn_prunes()}
-        return Room(self.name, cfg.llm.num_hidden_layers, cfg.llm.intermediate_size, cfg.head.num_layers, banks)
+    @property
+    def room(self) -> Room:
+        return Room(self.name, self.config.llm.num_hidden_layers, self.config.head.num_layers)
 
 
 def explain(
@@ -103,7 +102,7 @@ def tabulate(
     if task not in ("generation", "understanding"):
         raise FlashUError(f"cannot plan {task!r}: the tasks are generation and understanding")
     settled = recipe.resolved("largest")  # which side is pruned does not change how much is computed
-    settled.check(sizes.room(settled))
+    settled.check(sizes.room)
     tokens = sizes.image_tokens(height, width)
 
     def table(of: Recipe) -> tuple[list[Forward], list[Prompt]]:

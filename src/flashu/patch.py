@@ -9,10 +9,11 @@ from torch import nn
 from flashu.calibrate.calibration import Calibration
 from flashu.engine import Engine
 from flashu.errors import FlashUError
+from flashu.fitted import Fitted
 from flashu.recipe import FlashUConfig, Recipe
 
 # The model is not touched: who is patched is written here, and forgotten with the model.
-_engines: WeakKeyDictionary[nn.Module, Engine] = WeakKeyDictionary()
+_patches: WeakKeyDictionary[nn.Module, Fitted] = WeakKeyDictionary()
 
 
 def apply_flashu_patch(
@@ -27,22 +28,23 @@ def apply_flashu_patch(
     processor = getattr(model, "processor", None)
     if processor is None:
         raise FlashUError("this model has no processor: load it with flashu.ShowO2.from_pretrained")
-    before = _engines.get(model)
+    before = _patches.get(model)
     if calibration is None:
         calibration = before.calibration if before else getattr(model, "calibration", None)
     engine = Engine(model, processor, config if config is not None else FlashUConfig(), calibration)  # type: ignore[arg-type]
     if processor.vae is not None:
         engine.prepare("understanding")
-    _engines[model] = engine
+    _patches[model] = engine.fitted
     return engine
 
 
 def remove_flashu_patch(model: nn.Module) -> None:
     """Undo `apply_flashu_patch`; the model was never changed, so its results are bit-identical to before."""
-    if _engines.pop(model, None) is None:
+    if _patches.pop(model, None) is None:
         raise FlashUError("this model is not patched")
 
 
 def engine_of(model: nn.Module) -> Engine | None:
     """The engine behind a patched model."""
-    return _engines.get(model)
+    fitted = _patches.get(model)
+    return None if fitted is None else Engine.of(model, model.processor, fitted)  # type: ignore[arg-type]

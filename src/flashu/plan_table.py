@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -142,7 +143,9 @@ class PlanTable:
 
     def __rich__(self) -> RenderableType:
         drawing = self.task == "generation"
-        table = Table(title=f"{self.task} with {self.recipe} on {self.model}", title_justify="left", pad_edge=False)
+        table = Table(
+            title=f"{self.task} with {self.recipe} on {self.model}", title_justify="left", box=box.SIMPLE_HEAD
+        )
         shown = ["step", *(["t"] if drawing else []), "layers", "FFN", *(["head", "guidance"] if drawing else [])]
         for name in shown:
             table.add_column(name, no_wrap=True)
@@ -159,8 +162,8 @@ class PlanTable:
     def _summary(self) -> str:
         mine, full = self.totals, self.exact
         lines = [
-            f"{mine.forwards} forwards, {mine.decoder_passes} through the decoder, {mine.flops / 1e12:.4g} TFLOPs",
-            f"exact: {full.forwards} forwards, {full.decoder_passes} through the decoder, {full.flops / 1e12:.4g} TFLOPs"
+            f"{mine.forwards} forwards, {mine.decoder_passes} through the decoder, {amount(mine.flops)}",
+            f"exact: {full.forwards} forwards, {full.decoder_passes} through the decoder, {amount(full.flops)}"
             f" ({self.ratio:.2f} times as many)",
         ]
         if self.prompts:
@@ -176,6 +179,14 @@ class PlanTable:
         if self.task == "understanding":
             lines.append("an answer usually stops before the last of these forwards")
         return "\n".join(lines)
+
+
+def amount(flops: float) -> str:
+    """FLOPs in a unit that suits them."""
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if flops >= size:
+            return f"{flops / size:.3g} {unit}FLOPs"
+    return f"{flops / 1e6:.3g} MFLOPs"
 
 
 def _step(row: dict[str, Any]) -> str:

@@ -9,17 +9,19 @@ from flashu.errors import CalibrationError
 from flashu.models.layers import FFNWeights
 from flashu.models.protocol import UnifiedModel
 
+RELEASED_ALIGNMENT = 64
+
 
 def keep_count(width: int, ratio: float, multiple: int) -> int:
     """Neurons kept of ``width`` when the share ``ratio`` is pruned, rounded down to a multiple of ``multiple``."""
     ideal = width - int(width * ratio)
     aligned = ideal // multiple * multiple
-    return aligned or min(multiple, ideal)
+    return aligned or (multiple if multiple <= width else max(ideal, 1))
 
 
 def alignment(width: int) -> int:
     """The multiple a kept width is aligned to: 64 as in the released program, 16 for networks too narrow for that."""
-    return 64 if width >= 1024 else 16
+    return RELEASED_ALIGNMENT if width >= 1024 else 16
 
 
 def kept(scores: Tensor, ratio: float, multiple: int | None = None) -> Tensor:

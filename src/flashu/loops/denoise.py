@@ -28,7 +28,7 @@ def denoise(run: Run, canvas: Canvas, z: Tensor, times: Tensor, on_step: OnStep 
     texts = None if canvas.ids is None else model.embed_text(canvas.ids.to(model.device))
     for step in run.steps():
         plan = run.plan(step)
-        e_t, time_token = embeddings[step.index, None], time_tokens[step.index, None]
+        e_t, time_token = embeddings[step.index][None], time_tokens[step.index][None, None]
         rows = canvas if plan.guidance is not None else canvas.branch(len(z))
         if plan.head == "run" or plan.probe != "off":
             similarity = look(run, rows, plan, z, e_t, time_token, texts)
@@ -47,13 +47,16 @@ def denoise(run: Run, canvas: Canvas, z: Tensor, times: Tensor, on_step: OnStep 
 def look(
     run: Run, canvas: Canvas, plan: Plan, z: Tensor, e_t: Tensor, time_token: Tensor, texts: Tensor | None
 ) -> tuple[float, ...] | None:
-    """Everything before the last layer of the head: keeps the image tokens' features in the run; returns the probe."""
+    """Everything before the last layer of the head: keeps the image tokens' features in the run; returns the probe.
+
+    ``e_t`` [1 or B, d], ``time_token`` [1 or B, 1, h]; ``texts``: embedded rows when the canvas is padded.
+    """
     model, runner = run.runner.model, run.runner
     count = canvas.tokens.shape[0]
     prefix = run.prefix(plan.layers, canvas)
     # Law d: both guidance branches see the same latents, so they are embedded once.
     image = model.embed_latent(z)
-    block = torch.cat((time_token.expand(len(z), 1, -1), image), dim=1).repeat(count // len(z), 1, 1)
+    block = torch.cat((time_token.expand(len(z), -1, -1), image), dim=1).repeat(count // len(z), 1, 1)
     at = canvas.block.to(model.device)
     x = block if texts is None else texts[:count].scatter(1, at[..., None].expand_as(block), block)
     done = runner.backbone(x, canvas.tokens, plan.layers, past=prefix.kv, view=prefix.view, probe=plan.probe)

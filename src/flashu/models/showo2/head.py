@@ -33,6 +33,11 @@ def sinusoid(t_B: Tensor) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
+def spread(modulation: Tensor) -> Tensor:
+    """[B, n] -> [B, 1, n], the same at every position; [B, S, n] as it is."""
+    return modulation[:, None] if modulation.ndim == 2 else modulation
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, image: Tensor | None) -> Tensor:
     """x * (1 + scale) + shift in fp32, at image positions only (``image`` bool [B, S, 1]; None = all of them)."""
     modulated = (x.float() * (1 + scale.float()) + shift.float()).to(x.dtype)
@@ -74,12 +79,13 @@ class ModulatedBlock(nn.Module):
         past: KeyValue | None,
         image: Tensor | None,
     ) -> tuple[Tensor, KeyValue]:
-        """x [B, S, d]; e_t [B, d] or None for a pass over text alone; image bool [B, S, 1] or None (all image)."""
+        """x [B, S, d]; e_t [B, d], [B, S, d] where it differs by position, or None for a pass over text alone;
+        image bool [B, S, 1] or None (all image)."""
         if e_t is None:
             attended, kv = self.self_attn(self.input_layernorm(x), rope, mask, past)
             x = x + attended
             return x + self.mlp(self.post_attention_layernorm(x)), kv
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(e_t)[:, None].chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = spread(self.adaLN_modulation(e_t)).chunk(6, dim=-1)
         if image is not None:
             gate_a = torch.where(image, gate_a, torch.ones_like(gate_a))
             gate_m = torch.where(image, gate_m, torch.ones_like(gate_m))
@@ -97,6 +103,6 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, e_t: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(e_t)[:, None].chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale, None))
+    def forward(self, x: Tensor, e_t: Tensor, image: Tensor | None = None) -> Tensor:
+        shift, scale = spread(self.adaLN_modulation(e_t)).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale, image))

@@ -144,7 +144,7 @@ class ShowO2(nn.Module):
     ) -> tuple[Tensor, list[KeyValue]]:
         """The cacheable part of the flow head: normed hidden [B, S, h] -> features [B, S, d] and each block's KV.
 
-        ``e_t`` [B, d], or None when all S positions are text. ``image`` bool [B, S]: positions of the image block
+        ``e_t`` [B, d] ([B, S, d] where it differs by position), or None when all S positions are text. ``image`` bool [B, S]: positions of the image block
         (time token included), None when all are. ``past``: KV of each block at earlier positions.
         """
         x = self.diff_proj(hidden)
@@ -155,9 +155,10 @@ class ShowO2(nn.Module):
             seen.append(kv)
         return x, seen
 
-    def head_out(self, features: Tensor, e_t: Tensor) -> Tensor:
-        """features [B, N, d] of the image tokens -> velocity patches [B, N, p*p*c]."""
-        return self.diffusion_head_b(features, e_t)
+    def head_out(self, features: Tensor, e_t: Tensor, image: Tensor | None = None) -> Tensor:
+        """features [B, N, d] of the image tokens -> velocity patches [B, N, p*p*c]; ``image`` bool [B, N] where some
+        are not."""
+        return self.diffusion_head_b(features, e_t, None if image is None else image[..., None])
 
     def unpatchify(self, patches: Tensor, height: int, width: int) -> Tensor:
         """patches [B, N, p*p*c] (channel fastest) -> [B, c, height, width]; the layout is ``config.unpatchify``."""

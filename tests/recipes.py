@@ -1,0 +1,26 @@
+"""The one list of recipes that tests run: every method alone and every pair, for both tasks, fit for a tiny model."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from flashu import Recipe
+from flashu.methods import AdaptiveGuidance, FFNPrune, HeadCache, LayerSkip, Method, TokenPrune
+
+GENERATION: dict[str, Method] = {
+    "ffn_prune": FFNPrune("generation", 0.25, 0.3),
+    "layer_skip": LayerSkip("generation", 0.34, 4, 0.3),
+    "head_cache": HeadCache("generation", 3, 0.3),
+    "adaptive_guidance": AdaptiveGuidance("generation"),
+}
+UNDERSTANDING: dict[str, Method] = {
+    "ffn_prune": FFNPrune("understanding", 0.25, 0.3),
+    "layer_skip": LayerSkip("understanding", 0.34, 3, 0.3),
+    "token_prune": TokenPrune("understanding", 2, 0.5),
+}
+
+
+def subsets(methods: dict[str, Method]) -> dict[str, Recipe]:
+    """Every method alone, every pair, and all of them."""
+    names = [*((n,) for n in methods), *combinations(methods, 2), tuple(methods)]
+    return {"+".join(group): Recipe(tuple(methods[n] for n in group), "+".join(group)) for group in names}
