@@ -172,7 +172,7 @@ def answering(sizes: Sizes, recipe: Recipe, image_tokens: int, question_tokens: 
     for step, plan in folded(recipe, "understanding", budget, len(held), None):
         tokens = question_tokens + image_tokens + 1 if step.kind == "prefill" else 1
         flops = logits + (cost.semantic_path(cfg, image_tokens) if step.kind == "prefill" else 0)
-        new, past = tokens, held[0]
+        new, past = tokens, held[-1]
         for i in range(len(held)):
             new -= sum(int(image_tokens * route.ratio) for route in plan.layers.routes if route.layer == i)
             flops += layer(cfg, plan.layers, i, new, held[i], neurons, keep=True)

@@ -17,7 +17,8 @@ from flashu.plan import FULL, LayerPlan, Plan, Step, Task
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """One forward. ``tokens`` x ``rows`` go through the decoder (0: none do) after ``past`` earlier ones.
+    """One forward. ``tokens`` x ``rows`` go through the decoder (0: none do) after ``past`` earlier ones (as the
+    last layer holds them).
 
     ``neurons``: width of the FFN. ``t``: flow times before and after. ``kept_tokens``: left after token pruning.
     """
@@ -154,7 +155,7 @@ class PlanTable:
         for row in self.rows():
             middle = [_layers(row, self.num_layers), _ffn(row)]
             if drawing:
-                middle = ["{:.3f}-{:.3f}".format(*row["t"]), *middle, row["head"], _number(row["guidance"])]
+                middle = ["{:.2f}-{:.2f}".format(*row["t"]), *middle, row["head"], _number(row["guidance"])]
             cells = [_step(row), *middle, _tokens(row), str(row["rows"]), _number(row["gflops"])]
             table.add_row(*cells, style="" if row["layers"] else "dim")
         return Group(table, Text(self._summary()))
@@ -176,6 +177,10 @@ class PlanTable:
             )
         if any(row["layers"] not in (0, self.num_layers) for row in self.rows()):
             lines.append("which layers are skipped is measured during the run, at the forwards marked *")
+        if any(row["ffn"] not in (None, FULL) for row in self.rows()):
+            lines.append(f"FFN: neurons kept of {max(f.neurons for f in self.forwards)}")
+        if any(row["kept_tokens"] not in (None, row["tokens"]) for row in self.rows()):
+            lines.append("tokens: before > after token pruning")
         if self.task == "understanding":
             lines.append("an answer usually stops before the last of these forwards")
         return "\n".join(lines)
@@ -199,18 +204,18 @@ def _layers(row: dict[str, Any], of: int) -> str:
     if not row["layers"]:
         return "none"
     skipped = of - row["layers"]
-    return ("all*" if row["probe"] else "all") if not skipped else f"{row['layers']} ({skipped} of {of} skipped)"
+    return ("all*" if row["probe"] else "all") if not skipped else f"{row['layers']} of {of}"
 
 
 def _ffn(row: dict[str, Any]) -> str:
     if not row["layers"]:
         return "none"
-    return "full" if row["ffn"] == FULL else f"pruned to {row['neurons']}"
+    return "full" if row["ffn"] == FULL else f"{row['neurons']}"
 
 
 def _tokens(row: dict[str, Any]) -> str:
     kept = row["kept_tokens"]
-    return f"{row['tokens']}, then {kept}" if kept is not None and kept != row["tokens"] else str(row["tokens"])
+    return f"{row['tokens']}>{kept}" if kept is not None and kept != row["tokens"] else str(row["tokens"])
 
 
 def _number(value: float | None) -> str:

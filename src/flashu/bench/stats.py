@@ -35,7 +35,8 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Rate:
     p, z2 = hits / n, z * z
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return Rate(hits, n, max(0.0, middle - half), min(1.0, middle + half))
+    # at the edges the bound is exactly 0 or 1, which rounding would miss
+    return Rate(hits, n, middle - half if hits else 0.0, middle + half if hits < n else 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,196 @@
+"""Runs the demo: every item under every recipe in turn, one item at a time, so that drift of the machine hits all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from flashu import __version__
+from flashu.calibrate import samples
+from flashu.demo.result import Answered, Drawn, Result, Side
+from flashu.demo.workload import Asking, Drawing, askings, drawings
+from flashu.engine import Engine
+from flashu.explain import explain
+from flashu.models.weights import checkpoint_hash
+from flashu.recipe import PRESETS, Recipe
+from flashu.scenes.benchmark import Question, blind_prior, judge
+from flashu.scenes.detector import detect
+from flashu.scenes.questions import verdict
+
+ORIGINAL, EXACT, FAST = "original", "exact", "paper"
+
+
+class Bars(Protocol):
+    """A progress display (rich's)."""
+
+    def add_task(self, description: str, *, total: float | None = ...) -> Any: ...
+
+    def advance(self, task_id: Any) -> None: ...
+
+
+def compare(
+    engine: Engine,
+    *,
+    images: int = 72,
+    questions: int = 120,
+    steps: int | None = None,
+    seed: int = 0,
+    bars: Bars | None = None,
+) -> Result:
+    """Draw and answer the demo's items under the original program's rows, the exact recipe and FlashU's."""
+    began = time.perf_counter()
+    engines = contestants(engine)
+    sides = [Side(e.recipe.name, e.recipe.to_dict()) for e in engines]
+    to_draw, to_ask = drawings(images, seed), askings(questions, seed)
+    ready = warm_up(engines, steps)
+
+    task = None if bars is None else bars.add_task("images", total=len(to_draw) * len(engines))
+    for k, drawing in enumerate(to_draw):
+        for j in turn(k, len(engines)):
+            sides[j].drawn.append(draw(engines[j], drawing, steps))
+            if bars is not None:
+                bars.advance(task)
+    seeing = [j for j, e in enumerate(engines) if e.recipe.name != ORIGINAL]
+    task = None if bars is None else bars.add_task("questions", total=len(to_ask) * len(seeing))
+    for k, asking in enumerate(to_ask):
+        for j in turn(k, len(seeing)):
+            sides[seeing[j]].answered.append(answer(engines[seeing[j]], asking))
+            if bars is not None:
+                bars.advance(task)
+    about = {
+        **machine(engine.model.device),
+        "model_hash": checkpoint_hash(engine.model),
+        "dtype": str(engine.model.dtype).removeprefix("torch."),
+        "steps": steps or engine.processor.defaults.steps,
+        "guidance": engine.processor.defaults.guidance,
+        "seed": seed,
+        "images": len(to_draw),
+        "questions": len(to_ask),
+        "blind_prior": priors([asking.question for asking in to_ask]),
+        "token_pruning": token_pruning(engines[-1]),
+        "ready_seconds": ready,
+        "seconds": time.perf_counter() - began,
+        "command": command(images, questions, steps, seed),
+    }
+    return Result(sides, EXACT, about)
+
+
+def contestants(engine: Engine) -> list[Engine]:
+    """Engines over the same weights: the original's rows, exact, FlashU."""
+    original = PRESETS[ORIGINAL]() if ORIGINAL in PRESETS else Recipe(padded=True, name=ORIGINAL)
+    return [engine.with_recipe(original), engine.with_recipe(EXACT), engine.with_recipe(FAST)]
+
+
+def turn(k: int, n: int) -> list[int]:
+    """Who goes when on item ``k``: the first place is passed round."""
+    return [(k + j) % n for j in range(n)]
+
+
+def warm_up(engines: list[Engine], steps: int | None) -> dict[str, float]:
+    """One image and one answer each, not counted; seconds it took, calibration included where a recipe needs it."""
+    took = {}
+    picture, question = samples.questions(1)[0]
+    for engine in engines:
+        began = time.perf_counter()
+        engine.generate(samples.PROMPT, seed=0, steps=steps)
+        engine.answer(picture, question)
+        took[engine.recipe.name] = time.perf_counter() - began
+    return took
+
+
+def draw(engine: Engine, drawing: Drawing, steps: int | None) -> Drawn:
+    prompt = drawing.prompt
+    began = time.perf_counter()
+    made = engine.generate(prompt.text, seed=drawing.seed, steps=steps)
+    seconds = time.perf_counter() - began
+    found = detect(made.images)[0]
+    plan = explain(engine, "generation", steps=steps, prompt_tokens=len(engine.processor.text.prompt(prompt.text)))
+    return Drawn(
+        prompt.category,
+        prompt.text,
+        drawing.seed,
+        made.images[0],
+        judge(prompt, found),
+        ", ".join(f"{o.colour} {o.shape} {o.cell}" for o in found) or "nothing",
+        seconds,
+        len(made.trace),
+        sum(record.rows > 0 for record in made.trace),
+        plan.totals.flops,
+    )
+
+
+def answer(engine: Engine, asking: Asking) -> Answered:
+    question = asking.question
+    began = time.perf_counter()
+    given = engine.answer(asking.image, question.text)
+    seconds = time.perf_counter() - began
+    before, after = engine.processor.text.question(question.text)
+    plan = explain(engine, "understanding", question_tokens=len(before) + len(after))
+    said = verdict(given.text) or ""
+    return Answered(
+        question.kind,
+        question.text,
+        question.verdict,
+        asking.image,
+        given.text,
+        said,
+        said == question.verdict,
+        seconds,
+        len(given.trace),
+        sum(f.flops for f in plan.forwards[: len(given.trace)]),
+    )
+
+
+def priors(asked: list[Question]) -> dict[str, float]:
+    """By kind, the share of questions its commonest answer gets right."""
+    kinds = dict.fromkeys(q.kind for q in asked)
+    return {kind: blind_prior([q for q in asked if q.kind == kind]) for kind in kinds}
+
+
+def token_pruning(engine: Engine) -> list[dict[str, Any]]:
+    """Which tokens are pruned, and whether this model's attention agrees with that choice."""
+    known = engine.calibration
+    if known is None or known.correlation is None:
+        return []
+    return [
+        {
+            "layer": m.layer,
+            "side": m.side,
+            "correlation": float(known.correlation[m.layer - 1]),
+            "fits": known.side(m.layer) == m.side,
+        }
+        for m in engine.recipe.token_prunes()
+    ]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Hardware and versions."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return {
+        "hardware": where,
+        "device": str(device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "flashu": __version__,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's own name where the system tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def command(images: int, questions: int, steps: int | None, seed: int) -> str:
+    options = f"--images {images} --questions {questions} --seed {seed}"
+    return f"flashu demo {options}" + ("" if steps is None else f" --steps {steps}")

@@ -1,0 +1,127 @@
+"""The demo on the tiny model: everything is measured, written and readable."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import flashu
+from conftest import tiny_model
+from flashu.demo import Result, compare, summary, write_all
+from flashu.demo.compare import turn
+from flashu.demo.workload import askings, drawings
+from flashu.scenes.split import is_test_scene
+
+VOID = {"meta", "img", "br", "link"}
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    model = tiny_model()
+    assert model.processor is not None
+    # the paper skips a tenth of the layers for questions, which is none of six
+    paper = flashu.FlashUConfig(understanding=flashu.UnderstandingConfig(r_LS=0.2)).recipe("paper")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(flashu.PRESETS, "paper", lambda: paper)
+        return compare(flashu.Engine(model, model.processor), images=6, questions=6, steps=5)
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects images and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.links: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "img":
+            self.images.append(values)
+        self.links += [v for k, v in attrs if k in ("src", "href") and v is not None]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_every_recipe_sees_the_same_items(result: Result) -> None:
+    original, exact, paper = result.sides
+    assert (original.name, exact.name, paper.name) == ("original", "exact", "paper")
+    for side in (original, paper):
+        assert [(d.prompt, d.seed) for d in side.drawn] == [(d.prompt, d.seed) for d in exact.drawn]
+    assert [a.question for a in paper.answered] == [a.question for a in exact.answered]
+    assert {d.forwards for d in exact.drawn} == {5}
+    assert {d.forwards for d in paper.drawn} == {4}
+    assert all(d.passes < d.forwards for d in paper.drawn)
+    assert original.image_flops > exact.image_flops > paper.image_flops
+    assert not original.answered
+
+
+def test_padding_changes_no_picture(result: Result) -> None:
+    for one, other in zip(result.sides[0].drawn, result.sides[1].drawn, strict=True):
+        assert max(abs(a - b) for a, b in zip(one.image.tobytes(), other.image.tobytes(), strict=True)) <= 1
+
+
+def test_files(result: Result, tmp_path: Path) -> None:
+    write_all(result, tmp_path / "demo")
+    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == ["contact-sheet.png", "report.html", "results.json"]
+    page = Page()
+    page.feed((tmp_path / "demo" / "report.html").read_text(encoding="utf-8"))
+    assert not page.open
+    assert len(page.images) == 2 * 6 + 6
+    assert all(image["alt"] for image in page.images)
+    assert all(link.startswith("data:image/png;base64,") for link in page.links), "the page must stand alone"
+    for link in page.links:
+        Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))).verify()
+    for drawn in result.base.drawn:
+        assert drawn.prompt in page.text
+    assert "flashu demo --images 6 --questions 6 --seed 0 --steps 5" in page.text
+    with Image.open(tmp_path / "demo" / "contact-sheet.png") as sheet:
+        assert sheet.width > 800
+    data = json.loads((tmp_path / "demo" / "results.json").read_text())
+    paper = data["recipes"]["paper"]
+    assert paper["generation_score"]["n"] == 6
+    assert set(paper["against_exact"]) == {"images", "answers"}
+    assert len(data["items"]["paper"]["answered"]) == 6
+    assert paper["recipe"]["methods"]
+
+
+def test_the_table_fits_a_terminal(result: Result) -> None:
+    console = Console(width=80, file=io.StringIO())
+    console.print(summary(result))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    for word in ("generation score", "answer accuracy", "decoder passes", "image speed-up", "lost"):
+        assert word in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_workload_is_the_test_side() -> None:
+    first = drawings(24, 3)
+    assert len(first) == 24
+    assert len({d.seed for d in first}) == 24
+    assert first == drawings(24, 3)
+    assert len({d.prompt.category for d in first}) == 6
+    asked = askings(12, 0)
+    assert len({a.question.kind for a in asked}) == 6
+    assert all(is_test_scene(a.question.scene) for a in asked)
+    with pytest.raises(flashu.FlashUError, match="too few"):
+        drawings(5, 0)
+
+
+def test_everyone_goes_first_in_turn() -> None:
+    assert [turn(k, 3) for k in range(3)] == [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
