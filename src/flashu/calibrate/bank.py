@@ -31,7 +31,7 @@ def kept(scores: Tensor, ratio: float, multiple: int | None = None) -> Tensor:
     return scores.topk(count, dim=-1).indices.sort(dim=-1).values
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def bank(model: UnifiedModel, index: Tensor) -> list[FFNWeights]:
     """Weight triples of the neurons at ``index`` [layers, K]."""
     if len(index) != model.num_layers or int(index.max()) >= model.layers[0].mlp.down_proj.weight.shape[1]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as fx_config
 from torch import Tensor, nn
 
 from flashu.models.layers import FFNWeights, KeyValue, Rope
@@ -35,6 +37,18 @@ def _head(
     return model.head_body(hidden, e_t, rope, mask, past, image)
 
 
+def _compiled(room: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    compiled = torch.compile(room, fullgraph=True, dynamic=True, **options)
+
+    @wraps(room)
+    def call(*inputs: Any) -> Any:
+        # Sizes that happen to agree (two rows, two heads) must not be taken for one size: each would cost a graph.
+        with fx_config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            return compiled(*inputs)
+
+    return call
+
+
 class Rooms:
     """``Rooms()`` runs eagerly; ``Rooms(compiled=True)`` compiles each kind of room once.
 
@@ -47,5 +61,5 @@ class Rooms:
         self.layer: Callable[..., tuple[Tensor, KeyValue]] = _layer
         self.head: Callable[..., tuple[Tensor, list[KeyValue]]] = _head
         if compiled:
-            self.layer = torch.compile(_layer, fullgraph=True, dynamic=True, **options)
-            self.head = torch.compile(_head, fullgraph=True, dynamic=True, **options)
+            self.layer = _compiled(_layer, options)
+            self.head = _compiled(_head, options)

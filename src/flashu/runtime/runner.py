@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,7 @@ class Runner:
                     caches.append(model.layers[i].keys_values(x, view.rope, earlier))
                     seen_by.append(tokens)
                 continue
-            weights = None if bank is None else bank[i]
+            weights = full_weights(model.layers[i]) if bank is None else bank[i]
             if self.observer is None:
                 y, kv = self.rooms.layer(model.layers[i], x, view.rope, view.mask, earlier, weights)
             else:
@@ -143,6 +144,12 @@ class Runner:
         observe = self.observer
         observe(i, "input", x, tokens)
         return lambda name, value: observe(i, name, value, tokens)
+
+
+def full_weights(layer: Any) -> FFNWeights:
+    """A layer's own FFN as plain tensors, so that to a compiled room the full and a pruned FFN are the same code."""
+    gate, up, down = layer.mlp.weights()
+    return gate.detach(), up.detach(), down.detach()
 
 
 def joined(past: KV | None, added: Sequence[Tokens]) -> Sequence[Tokens]:

@@ -144,8 +144,9 @@ class ShowO2(nn.Module):
     ) -> tuple[Tensor, list[KeyValue]]:
         """The cacheable part of the flow head: normed hidden [B, S, h] -> features [B, S, d] and each block's KV.
 
-        ``e_t`` [B, d] ([B, S, d] where it differs by position), or None when all S positions are text. ``image`` bool [B, S]: positions of the image block
-        (time token included), None when all are. ``past``: KV of each block at earlier positions.
+        ``e_t`` [B, d] ([B, S, d] where it differs by position), or None when all S positions are text. ``image`` bool
+        [B, S]: positions of the image block (time token included), None when all are. ``past``: KV of each block at
+        earlier positions.
         """
         x = self.diff_proj(hidden)
         where = None if image is None else image[..., None]
