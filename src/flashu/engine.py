@@ -23,6 +23,7 @@ from flashu.plan import Task
 from flashu.recipe import FlashUConfig, Recipe, load_recipe
 from flashu.requests import positive
 from flashu.run import Record, Run
+from flashu.runtime.memory import enough_memory
 from flashu.runtime.rooms import Rooms
 from flashu.runtime.sampling import choose
 
@@ -141,7 +142,10 @@ class Engine:
                 self.fitted.runner(self.model), self.processor, self.recipe, part, size, steps, scale
             )
             times = flow.grid(run.forwards, defaults.shift if shift is None else shift)
-            latents.append(denoise(run, canvas, noise[at : at + chunk].to(self.model.device), times, on_step))
+            with enough_memory(
+                f"draw {len(part)} images at once", "use a smaller batch_size or image, or bf16 weights"
+            ):
+                latents.append(denoise(run, canvas, noise[at : at + chunk].to(self.model.device), times, on_step))
             trace += run.trace
         drawn = torch.cat(latents)
         if not bool(drawn.isfinite().all()):
@@ -155,7 +159,8 @@ class Engine:
         vae = self.processor.vae
         if vae is None:
             raise FlashUError("this model was loaded without an autoencoder, so latents cannot become images")
-        return [image for part in latents.split(batch_size) for image in self.processor.to_pil(vae.decode(part))]
+        with enough_memory("decode the images", "use a smaller batch_size, or the autoencoder's enable_tiling()"):
+            return [image for part in latents.split(batch_size) for image in self.processor.to_pil(vae.decode(part))]
 
     # -- seeing ------------------------------------------------------------------------------------------------
     @overload
@@ -174,7 +179,8 @@ class Engine:
         asked = [questions] if isinstance(questions, str) else list(questions)
         shown = list(images) if isinstance(images, list | tuple) else [images] * len(asked)
         run, stream = self._asking(shown, asked, **settings)
-        columns = list(stream)
+        with enough_memory(f"answer {len(asked)} questions at once", "ask fewer at a time, or use bf16 weights"):
+            columns = list(stream)
         answers = []
         for row in range(len(asked)):
             ids = [token for column in columns if (token := column[row]) is not None]

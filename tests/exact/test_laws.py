@@ -49,6 +49,29 @@ def test_packed_rows_equal_padded_rows(
     assert float((drawn[0] - drawn[1]).abs().max()) < ROUNDING * guidance
 
 
+@pytest.mark.parametrize("size", [(4, 12), (8, 8), (12, 6), (16, 16)])
+def test_packed_equals_padded_at_any_resolution(tiny_engine: flashu.Engine, size: tuple[int, int]) -> None:
+    """Other grids than the configured one resize the position table, in both layouts alike."""
+    ids = [[250, 1, 2, 3, 252], [250, 9, 252]]
+    z = torch.stack([flow.noise((4, *size), n) for n in range(2)])
+    drawn = []
+    for recipe in (exact(), Recipe(padded=True)):
+        run, rows = requests.drawing(Runner(tiny_engine.model), tiny_engine.processor, recipe, ids, size, 4, 3.0)
+        drawn.append(denoise(run, rows, z, flow.grid(4, 3.0)))
+    assert float((drawn[0] - drawn[1]).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_draws_and_answers(tiny: flashu.ShowO2, dtype: torch.dtype) -> None:
+    full = flashu.Engine(tiny, tiny.processor).generate("w1 w2", steps=4, guidance=0).latents
+    tiny.to(dtype)
+    engine = flashu.Engine(tiny, tiny.processor)
+    half = engine.generate("w1 w2", steps=4, guidance=0)
+    assert half.latents.dtype == torch.float32  # integrated in fp32
+    assert float((half.latents - full).norm() / full.norm()) < 0.05
+    assert len(engine.answer(half.images[0], "w3").tokens) == 8
+
+
 @settings(max_examples=15, deadline=None)
 @given(prompt=words, after=st.lists(st.integers(0, 255), min_size=23, max_size=23), t=st.floats(0, 1))
 def test_nothing_after_the_image_is_seen(

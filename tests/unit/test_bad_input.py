@@ -66,6 +66,12 @@ def test_images_of_any_8_bit_mode_and_size_are_seen(mode: str, tiny_engine: flas
         assert tiny_engine.answer(Image.new(mode, size), "w1", max_new_tokens=2).tokens
 
 
+def test_too_little_memory_is_said_plainly(tiny_engine: flashu.Engine) -> None:
+    """A latent plane of exabytes, asked of the real allocator."""
+    with pytest.raises(flashu.FlashUError, match=r"not enough memory to .*: use a smaller batch_size"):
+        tiny_engine.decode(torch.empty(1, 4, 1, 1).expand(1, 4, 2**24, 2**24))
+
+
 def test_nan_weights_are_reported_not_drawn(tiny: flashu.ShowO2) -> None:
     with torch.no_grad():
         tiny.showo.model.norm.weight[0] = float("nan")
