@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flashu.calibrate.calibration import Calibration
     from flashu.engine import Answer, Engine, Generation
     from flashu.patch import apply_flashu_patch, remove_flashu_patch
-    from flashu.showo2 import ShowO2
+    from flashu.showo2 import ShowO2, adopt
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ _LATER = {
     "Engine": "engine",
     "Generation": "engine",
     "ShowO2": "showo2",
+    "adopt": "showo2",
     "apply_flashu_patch": "patch",
     "remove_flashu_patch": "patch",
 }
@@ -83,6 +84,7 @@ __all__ = [
     "RecipeError",
     "ShowO2",
     "UnderstandingConfig",
+    "adopt",
     "apply_flashu_patch",
     "load",
     "remove_flashu_patch",

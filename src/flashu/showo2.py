@@ -9,9 +9,11 @@ from typing import Any, overload
 
 import torch
 from PIL import Image
+from torch import nn
 
 from flashu import patch
 from flashu.calibrate.calibration import CALIBRATION, Calibration
+from flashu.dropin.adopt import Block, Layout, adopted
 from flashu.engine import Engine
 from flashu.errors import FlashUError
 from flashu.models.hub import checkpoint_folder
@@ -79,3 +81,24 @@ class ShowO2(Architecture):
         if self.processor is None:
             raise FlashUError("this model has no processor: load it with from_pretrained, or use flashu.Engine")
         return patch.engine_of(self) or Engine(self, self.processor, calibration=self.calibration)
+
+
+def adopt(
+    module: nn.Module,
+    processor: Processor | None = None,
+    *,
+    exact_rope: bool = False,
+    unpatchify: Layout = "raster",
+    understanding_block: Block = "script",
+) -> ShowO2:
+    """Our model over the weights of an instance of the original authors' class, shared and not copied.
+
+    ``exact_rope``: fp32 rotary frequencies even if the instance was cast to less, which rounded its own.
+    ``unpatchify``, ``understanding_block``: see `ShowO2Config`; the defaults are the original's. An instance that is
+    cast or moved afterwards must be adopted again. Raises `CheckpointError` for another kind of model.
+    """
+    model = adopted(
+        module, ShowO2, exact_rope=exact_rope, unpatchify=unpatchify, understanding_block=understanding_block
+    )
+    model.processor = processor
+    return model

@@ -27,21 +27,29 @@ def denoise(run: Run, canvas: Canvas, z: Tensor, times: Tensor, on_step: OnStep 
     sizes = times.diff().tolist()
     texts = None if canvas.ids is None else model.embed_text(canvas.ids.to(model.device))
     for step in run.steps():
-        plan = run.plan(step)
         e_t, time_token = embeddings[step.index][None], time_tokens[step.index][None, None]
-        rows = canvas if plan.guidance is not None else canvas.branch(len(z))
-        if plan.head == "run" or plan.probe != "off":
-            similarity = look(run, rows, plan, z, e_t, time_token, texts)
-            past = 0 if rows.prefix is None else rows.prefix.shape[1]
-            count, width = rows.tokens.shape
-            run.note(step, plan, count, width, past, similarity)
-        else:
-            # Law c: the velocity depends on the kept features and t alone; nothing upstream is computed.
-            run.note(step, plan, 0, 0, 0, None)
-        z = flow.euler(z, velocity(run, plan, z, e_t), sizes[step.index])
+        plan, v = evaluate(run, canvas, step, z, e_t, time_token, texts)
+        z = flow.euler(z, v, sizes[step.index])
         if on_step is not None:
             on_step(step, plan, z)
     return z
+
+
+def evaluate(
+    run: Run, canvas: Canvas, step: Step, z: Tensor, e_t: Tensor, time_token: Tensor, texts: Tensor | None
+) -> tuple[Plan, Tensor]:
+    """One forward of a run: its plan and the guided velocity [B, c, H, W] of latents z; arguments as of `look`."""
+    plan = run.plan(step)
+    rows = canvas if plan.guidance is not None else canvas.branch(len(z))
+    if plan.head == "run" or plan.probe != "off":
+        similarity = look(run, rows, plan, z, e_t, time_token, texts)
+        past = 0 if rows.prefix is None else rows.prefix.shape[1]
+        count, width = rows.tokens.shape
+        run.note(step, plan, count, width, past, similarity)
+    else:
+        # Law c: the velocity depends on the kept features and t alone; nothing upstream is computed.
+        run.note(step, plan, 0, 0, 0, None)
+    return plan, velocity(run, plan, z, e_t)
 
 
 def look(

@@ -1,0 +1,58 @@
+"""Dense attention masks read back into what they say: which runs of tokens see each other both ways."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashu.models.showo2 import naive
+from flashu.runtime.tokens import Tokens, visible
+
+
+def allowed(mask: Tensor) -> Tensor:
+    """bool: where a mask lets attend. An additive mask has 0 there, a large negative number elsewhere."""
+    return mask if mask.dtype == torch.bool else mask >= 0
+
+
+def tokens_of(mask: Tensor, *, late: bool) -> Tokens | None:
+    """The tokens of one row that a dense mask [.., S, S] describes; None if it is not causal with whole blocks.
+
+    ``late``: the blocks begin one token late, as in the original's question script (first image token to the token
+    after the image); then their last token is no image token. Else their first one, the time token, is none.
+    """
+    if mask.numel() != mask.shape[-1] ** 2 or mask.shape[-2:] != (mask.shape[-1],) * 2:
+        return None
+    seen = allowed(mask).reshape(mask.shape[-2:]).cpu()
+    width = len(seen)
+    at = torch.arange(width)
+    furthest = torch.where(seen, at, -1).amax(dim=1)
+    block, visual = torch.zeros(1, width, dtype=torch.long), torch.zeros(1, width, dtype=torch.bool)
+    for number, end in enumerate(furthest[furthest > at].unique().tolist(), start=1):
+        start = int((furthest == end).nonzero()[0])
+        block[0, start : end + 1] = number
+        visual[0, start + (not late) : end + (not late)] = True
+    tokens = Tokens(at[None], block, torch.ones(1, width, dtype=torch.bool), visual)
+    rebuilt = visible(tokens, tokens)
+    whole = seen.all() if rebuilt is None else torch.equal(rebuilt[0, 0], seen)
+    return tokens if whole else None
+
+
+def moved_to_training(tokens: Tokens) -> Tokens:
+    """The same row with each late block moved back by one token, to where training has it."""
+    block = torch.cat((tokens.block[:, 1:], tokens.block.new_zeros(1, 1)), dim=1)
+    return Tokens(tokens.pos, block, tokens.valid, tokens.visual)
+
+
+def draws(mask: object, positions: Tensor, length: int) -> bool:
+    """Whether a mask is the one for images at ``positions`` [R, 1, 2] in rows of ``length`` tokens.
+
+    What lies after an image does not count: it cannot reach the image. A block mask is not dense, but made from the
+    positions by its only maker, and taken at its word.
+    """
+    if not isinstance(mask, Tensor):
+        return mask is not None
+    if mask.shape != (len(positions), 1, length, length):
+        return False
+    wanted = naive.omni_mask(length, positions.to(mask.device))
+    counts = torch.arange(length, device=mask.device) < positions.to(mask.device).sum(-1)
+    return bool(((wanted == allowed(mask)) | ~counts[:, None, :, None]).all())
