@@ -15,7 +15,7 @@ from rich.console import Console
 import flashu
 from conftest import tiny_model
 from flashu.demo import Result, compare, summary, write_all
-from flashu.demo.compare import turn
+from flashu.demo.compare import in_time, turn
 from flashu.demo.workload import askings, drawings
 from flashu.scenes.split import is_test_scene
 
@@ -59,16 +59,16 @@ class Page(HTMLParser):
 
 
 def test_every_recipe_sees_the_same_items(result: Result) -> None:
-    original, exact, paper = result.sides
-    assert (original.name, exact.name, paper.name) == ("original", "exact", "paper")
-    for side in (original, paper):
+    padded, exact, paper = result.sides
+    assert (padded.name, exact.name, paper.name) == ("padded", "exact", "paper")
+    for side in (padded, paper):
         assert [(d.prompt, d.seed) for d in side.drawn] == [(d.prompt, d.seed) for d in exact.drawn]
     assert [a.question for a in paper.answered] == [a.question for a in exact.answered]
     assert {d.forwards for d in exact.drawn} == {5}
     assert {d.forwards for d in paper.drawn} == {4}
     assert all(d.passes < d.forwards for d in paper.drawn)
-    assert original.image_flops > exact.image_flops > paper.image_flops
-    assert not original.answered
+    assert padded.image_flops > exact.image_flops > paper.image_flops
+    assert not padded.answered
 
 
 def test_padding_changes_no_picture(result: Result) -> None:
@@ -121,6 +121,11 @@ def test_the_workload_is_the_test_side() -> None:
     assert all(is_test_scene(a.question.scene) for a in asked)
     with pytest.raises(flashu.FlashUError, match="too few"):
         drawings(5, 0)
+
+
+def test_a_slow_machine_stops_after_whole_rounds() -> None:
+    assert list(in_time(range(18), 6, 0, "things", None)) == list(range(6))
+    assert list(in_time(range(18), 6, float("inf"), "things", None)) == list(range(18))
 
 
 def test_everyone_goes_first_in_turn() -> None:

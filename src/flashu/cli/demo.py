@@ -19,15 +19,21 @@ def demo(
     questions: Annotated[int, typer.Option(min=6, help="Questions per recipe, spread over six kinds.")] = 120,
     steps: opt.Steps = None,
     seed: opt.Seed = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; more than one slows a model this small.")] = 1,
+    minutes: Annotated[float, typer.Option(min=0, help="When to stop at the latest, with fewer items if need be.")] = 4,
     device: opt.Device = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Draw the same prompts and answer the same questions with and without FlashU; write a report and print a table."""
     engine = open_engine(model, "exact", None, device)
+    import torch
+
     from flashu.demo import compare, summary, write_all
 
+    torch.set_num_threads(threads)
+    settings = {"images": images, "questions": questions, "steps": steps, "seed": seed, "seconds": 60 * minutes}
     with progress() as bars:
-        result = compare(engine, images=images, questions=questions, steps=steps, seed=seed, bars=bars)
+        result = compare(engine, bars=bars, **settings)  # type: ignore[arg-type]
     write_all(result, output)
     if as_json:
         emit(result.to_dict())

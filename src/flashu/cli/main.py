@@ -20,6 +20,8 @@ from flashu.errors import FlashUError
 # Typer has carried its own copy of click since 0.20 or so; this is the base class of usage errors in either.
 UsageProblem: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+INTERRUPTED = 130
+
 
 class Commands(TyperGroup):
     """Turns what goes wrong into one sentence and an exit code."""
@@ -37,12 +39,14 @@ class Commands(TyperGroup):
             return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            if code == INTERRUPTED:
+                complain("interrupted", code)
         except UsageProblem as problem:
             code = complain(usage(problem), 2)
         except FlashUError as error:
             code = complain(str(error), 1)
         except (KeyboardInterrupt, typer.Abort):
-            code = complain("interrupted", 130)
+            code = complain("interrupted", INTERRUPTED)
         except BrokenPipeError:
             sys.stdout = sys.stderr  # the reader has gone: nothing more can be written there
             code = 1

@@ -12,11 +12,12 @@ from typing import Any
 from PIL import Image
 
 from flashu.demo.result import Answered, Drawn, Result, by_group
-from flashu.demo.table import HEADINGS, cells, notes, paired_lines
+from flashu.demo.table import HEADINGS, cells, count, notes, paired_lines
 
 CSS = Path(__file__).with_name("report.css")
 MEANINGS = {
-    "original": "whole rows, padded to full length, computed anew in every forward, as the original program does",
+    "padded": "whole rows, padded to full length, computed anew in every forward: most of the original program's waste "
+    "(it also embeds the picture twice and computes words nobody reads)",
     "exact": "the full model with only the wasted work removed: the same pictures up to rounding",
     "paper": "FlashU with the paper's settings: pruned FFNs, skipped layers, a cached flow head, fewer forwards under "
     "rising guidance, and for questions pruned visual tokens",
@@ -77,7 +78,9 @@ def numbers(result: Result) -> str:
         f"<dt>{escape(side.name)}</dt><dd>{escape(MEANINGS.get(side.name, 'a recipe of your own'))}</dd>"
         for side in result.sides
     )
-    changed = "".join(f"<p>{escape(line)}.</p>" for line in [*paired_lines(result), *notes(result)])
+    changed = "".join(
+        f"<p>{escape(line[0].upper() + line[1:])}.</p>" for line in [*paired_lines(result), *notes(result)]
+    )
     return (
         "<h2>The numbers</h2>"
         f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -140,7 +143,7 @@ def pictures(result: Result) -> str:
         "top, columns lettered from the left.</p>"
     ]
     category = ""
-    for items in zip(*(side.drawn for side in shown), strict=True):
+    for items in result.drawn_pairs():
         one = items[0]
         if one.category != category:
             parts.append(("</div>" if category else "") + f"<h3>{escape(NAMES.get(one.category, one.category))}</h3>")
@@ -161,10 +164,8 @@ def picture(name: str, item: Drawn) -> str:
 
 
 def questions(result: Result) -> str:
-    shown = [side for side in (result.base, result.fast) if side.answered]
-    cards = "".join(
-        question([side.name for side in shown], items) for items in zip(*(side.answered for side in shown), strict=True)
-    )
+    names = [result.base.name, result.fast.name]
+    cards = "".join(question(names, items) for items in result.answered_pairs())
     return (
         '<h2>Questions</h2><p class="faint">The model names the cells it looks at, then answers after "so"; the last '
         f'word counts.</p><div class="grid">{cards}</div>'
@@ -203,7 +204,8 @@ def closing(result: Result) -> str:
     about: dict[str, Any] = result.about
     ready = ", ".join(f"{escape(name)} {seconds:.1f} s" for name, seconds in about["ready_seconds"].items())
     return (
-        f"<footer><p>{escape(about['hardware'])}, {about['cores']} cores, {about['threads']} threads; "
+        f"<footer><p>{escape(about['hardware'])}, {count(about['cores'], 'core')}, "
+        f"{count(about['threads'], 'thread')}; "
         f"{escape(about['system'])}, Python {about['python']}, torch {escape(about['torch'])}, "
         f"flashu {about['flashu']}. Weights {escape(about['model_hash'])} in {about['dtype']}, {about['steps']} steps, "
         f"guidance {about['guidance']:g}.</p><p>The run took {about['seconds']:.0f} s. The first picture and answer "

@@ -113,6 +113,18 @@ class Result:
         """The recipe the demo is about: the last."""
         return self.sides[-1]
 
+    def drawn_pairs(self) -> list[tuple[Drawn, Drawn]]:
+        """(baseline, fast) of every prompt, by category."""
+        order = list(by_group(self.base.drawn, "category"))
+        pairs = zip(self.base.drawn, self.fast.drawn, strict=True)
+        return sorted(pairs, key=lambda pair: order.index(pair[0].category))
+
+    def answered_pairs(self) -> list[tuple[Answered, Answered]]:
+        """(baseline, fast) of every question, by kind."""
+        order = list(by_group(self.base.answered, "kind"))
+        pairs = zip(self.base.answered, self.fast.answered, strict=True)
+        return sorted(pairs, key=lambda pair: order.index(pair[0].kind))
+
     def image_speedup(self, side: Side) -> float:
         return self.base.image_seconds / side.image_seconds
 

@@ -49,9 +49,17 @@ def paired_lines(result: Result) -> list[str]:
     pairs = [("prompts", images)] + ([] if answers is None else [("questions", answers)])
     return [
         f"{what}: {result.fast.name} lost {p.lost} and won {p.won} against {result.baseline}, "
-        f"{p.same} unchanged (McNemar p = {p.p:.2f})"
+        f"{p.same} unchanged (McNemar {p_value(p.p)})"
         for what, p in pairs
     ]
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def notes(result: Result) -> list[str]:
@@ -77,6 +85,6 @@ def summary(result: Result) -> RenderableType:
         *notes(result),
         f"{about['images']} images at {about['steps']} steps and {about['questions']} questions per recipe, one at "
         f"a time; medians; 95% Wilson intervals; speed-up over {result.baseline}; {about['hardware']}, "
-        f"{about['threads']} threads, torch {about['torch']}; {about['seconds']:.0f} s in all",
+        f"{count(about['threads'], 'thread')}, torch {about['torch']}; {about['seconds']:.0f} s in all",
     ]
     return Group(table, Text("\n".join(lines)))

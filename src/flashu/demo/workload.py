@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from PIL import Image
 
@@ -27,20 +28,20 @@ class Asking:
 
 
 def drawings(n: int, seed: int) -> list[Drawing]:
-    """About ``n`` images, as many of each category: test prompts, two seeds each."""
+    """About ``n`` images, as many of each category in turn: test prompts, two seeds each."""
     each = _each(n, len(CATEGORIES), "images")
-    made = []
+    groups = []
     for category in CATEGORIES:
         prompts = benchmark.prompts(category, -(-each // SEEDS_PER_PROMPT), seed)
-        wanted = [prompt for prompt in prompts for _ in range(SEEDS_PER_PROMPT)][:each]
-        made += [(category, prompt) for prompt in wanted]
-    return [Drawing(prompt, seed + k) for k, (_, prompt) in enumerate(made)]
+        groups.append([prompt for prompt in prompts for _ in range(SEEDS_PER_PROMPT)][:each])
+    return [Drawing(prompt, seed + k) for k, prompt in enumerate(chain(*zip(*groups, strict=True)))]
 
 
 def askings(n: int, seed: int) -> list[Asking]:
-    """About ``n`` questions, as many of each kind, each about a rendered test scene of its own."""
+    """About ``n`` questions, as many of each kind in turn, each about a rendered test scene of its own."""
     each = _each(n, len(QUESTION_KINDS), "questions")
-    asked = [q for kind in QUESTION_KINDS for q in benchmark.questions(kind, each, seed)]
+    groups = [benchmark.questions(kind, each, seed) for kind in QUESTION_KINDS]
+    asked = list(chain(*zip(*groups, strict=True)))
     pictures = render([q.scene for q in asked])
     return [Asking(q, Image.fromarray(picture)) for q, picture in zip(asked, pictures, strict=True)]
 
