@@ -28,7 +28,7 @@ def draw(losses: Path, scores: Path, picture: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))
     for axis, path, names in (
-        (axes[0], losses, ("flow", "answer", "board", "seen")),
+        (axes[0], losses, ("flow", "answer", "board", "around", "seen")),
         (axes[1], scores, None),
     ):
         if not path.exists():

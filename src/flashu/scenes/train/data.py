@@ -24,7 +24,7 @@ QUESTIONS = 76  # tokens of questions behind one image: five or six of them
 DROP_TEXT = 0.1
 UNKNOWN_WORD = 0.03  # share of captions with an unknown word in them: users type such
 
-GENERATION_MIX = {"single": 0.12, "pair": 0.54, "count": 0.17, "multi": 0.17}
+GENERATION_MIX = {"single": 0.09, "pair": 0.62, "count": 0.14, "multi": 0.15}
 UNDERSTANDING_MIX = {"single": 0.06, "pair": 0.22, "count": 0.17, "multi": 0.55}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +22,17 @@ from .data import HEADER, PREFIX, TOKENS, Batch, Batcher, generation_rows, under
 GUIDANCE, STEPS, SHIFT = 2.0, 20, 3.0
 
 
-def hidden_states(model: ShowO2, batch: Batch, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """-> (normed decoder output [B,S,h], time embedding [B,d], fused image tokens [B,16,h])."""
+class States(NamedTuple):
+    """What a forward of the decoder leaves behind."""
+
+    hidden: Tensor  # [B,S,h] normed output
+    e_t: Tensor  # [B,d] time embedding
+    fused: Tensor  # [B,16,h] image tokens at the entrance
+    middle: Tensor  # [B,S,h] after half of the layers
+
+
+def hidden_states(model: ShowO2, batch: Batch, latents: Tensor, t: Tensor) -> States:
+    """One plain forward over whole rows: entrances and all decoder layers."""
     fused = model.embed_latent(latents)
     e_t, token = model.embed_time(t)
     x = model.embed_text(batch.ids)
@@ -31,7 +41,9 @@ def hidden_states(model: ShowO2, batch: Batch, latents: Tensor, t: Tensor) -> tu
     rope = model.rope(batch.pos)
     for i in range(model.num_layers):
         x, _ = model.layer(i, x, rope, mask=batch.mask)
-    return model.norm(x), e_t, fused
+        if i + 1 == model.num_layers // 2:
+            middle = x
+    return States(model.norm(x), e_t, fused, middle)
 
 
 def velocity(model: ShowO2, hidden: Tensor, e_t: Tensor, batch: Batch) -> Tensor:
@@ -55,8 +67,8 @@ def sample(model: ShowO2, batcher: Batcher, texts: list[str], seed: int) -> Tens
     u = torch.linspace(0, 1, STEPS + 1)
     times = u / (u + SHIFT - SHIFT * u)
     for now, then in pairwise(times):
-        hidden, e_t, _ = hidden_states(model, batch, torch.cat((z, z)), now.to(device).expand(2 * n))
-        cond, uncond = velocity(model, hidden, e_t, batch).float().chunk(2)
+        states = hidden_states(model, batch, torch.cat((z, z)), now.to(device).expand(2 * n))
+        cond, uncond = velocity(model, states.hidden, states.e_t, batch).float().chunk(2)
         z = z + (then - now).item() * (uncond + GUIDANCE * (cond - uncond))
     return z
 
@@ -79,7 +91,7 @@ def answer(model: ShowO2, batcher: Batcher, latents: Tensor, questions: list[str
     pos = torch.arange(ids.shape[1]).expand(n, -1).to(device)
     while not done.all():
         batch = Batch(torch.from_numpy(ids).to(device), pos, mask, image, latents, pos, pos)
-        hidden, _, _ = hidden_states(model, batch, latents, torch.ones(n, device=device))
+        hidden = hidden_states(model, batch, latents, torch.ones(n, device=device)).hidden
         chosen = model.logits(hidden[torch.arange(n), torch.from_numpy(ends - 1)]).argmax(-1).cpu().numpy()
         done |= chosen == special[EOS]
         live = np.flatnonzero(~done)

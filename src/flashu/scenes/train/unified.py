@@ -24,13 +24,13 @@ class Settings:
     steps: int
     generation: int = 96  # rows of each kind in a batch
     understanding: int = 32
-    muon_lr: float = 0.012
+    muon_lr: float = 0.016
     adam_lr: float = 2e-3
     warmup: int = 100
     ema: float = 0.995
     answer_weight: float = 2.0
-    auxiliary_weight: float = 0.3
-    time_mean: float = -1.0
+    auxiliary_weight: float = 1.0
+    time_mean: float = -1.3
     seed: int = 0
 
 
@@ -75,13 +75,36 @@ class Probes(nn.Module):
         self.sizes = [len(SHAPES) + 1, len(COLOURS) + 1, GRID, GRID]
         self.fused = nn.Linear(width, sum(self.sizes))
         self.noisy = nn.Linear(width, sum(self.sizes))
+        self.around = nn.Linear(width, 4)
 
     def loss(self, tokens: Tensor, cells: Tensor, reader: nn.Linear) -> Tensor:
-        """tokens [B,16,h], cells [B,16,2] -> mean cross-entropy of shape, colour, row and column."""
+        """tokens [B,16,h], cells [B,16,2] -> cross-entropy of shape, colour, row and column.
+
+        Occupied cells count as much as all cells together: there are few of them, and they are what matters.
+        """
         place = torch.arange(TOKENS, device=tokens.device).expand(len(tokens), -1)
         targets = (cells[..., 0], cells[..., 1], place // GRID, place % GRID)
-        parts = reader(tokens).float().split(self.sizes, dim=-1)
-        return sum(F.cross_entropy(p.flatten(0, 1), y.flatten()) for p, y in zip(parts, targets, strict=True)) / 4
+        occupied = (cells[..., 0] > 0).flatten().float()
+        weight = 0.5 / occupied.numel() + 0.5 * occupied / occupied.sum()
+        total = torch.zeros((), device=tokens.device)
+        for part, target in zip(reader(tokens).float().split(self.sizes, dim=-1), targets, strict=True):
+            total = total + (weight * F.cross_entropy(part.flatten(0, 1), target.flatten(), reduction="none")).sum()
+        return total / 4
+
+    def neighbours(self, tokens: Tensor, cells: Tensor) -> Tensor:
+        """tokens [B,16,h] -> loss of telling whether any object lies left of, right of, above, below each cell.
+
+        Relations need this half-way through the decoder; without the hint they were not learnt in 1,400 steps.
+        """
+        occupied = (cells[..., 0] > 0).unflatten(1, (GRID, GRID)).float()  # [B,row,column]
+        columns, rows = occupied.sum(1), occupied.sum(2)  # objects in each column, in each row
+        left, above = columns.cumsum(1) - columns, rows.cumsum(1) - rows
+        right, below = columns.sum(1, keepdim=True) - columns - left, rows.sum(1, keepdim=True) - rows - above
+        sides = [left[:, None, :], right[:, None, :], above[:, :, None], below[:, :, None]]
+        target = torch.stack([(side > 0).float().expand_as(occupied) for side in sides], dim=-1).flatten(1, 2)
+        loss = F.binary_cross_entropy_with_logits(self.around(tokens).float(), target, reduction="none").mean(-1)
+        weight = 0.5 + 0.5 * occupied.flatten(1) / occupied.mean()
+        return (weight * loss).mean()
 
 
 class Trainer:
@@ -118,16 +141,17 @@ class Trainer:
             t = torch.sigmoid(torch.randn(s.generation, device=self.device) + s.time_mean)
             noise = torch.randn_like(images.latents)
             mixed = torch.lerp(noise, images.latents, t[:, None, None, None])
-            hidden, e_t, _ = hidden_states(model, images, mixed, t)
-            flow = F.mse_loss(velocity(model, hidden, e_t, images).float(), images.latents - noise)
-            board = self.probes.loss(hidden[:, images.image][:, 1:], images.cells, self.probes.noisy)
+            states = hidden_states(model, images, mixed, t)
+            flow = F.mse_loss(velocity(model, states.hidden, states.e_t, images).float(), images.latents - noise)
+            board = self.probes.loss(states.hidden[:, images.image][:, 1:], images.cells, self.probes.noisy)
+            around = self.probes.neighbours(states.middle[:, images.image][:, 1:], images.cells)
 
             clean = torch.ones(s.understanding, device=self.device)
-            hidden, _, fused = hidden_states(model, asked, asked.latents, clean)
+            states = hidden_states(model, asked, asked.latents, clean)
             told = asked.targets != -100
-            answer = F.cross_entropy(model.logits(hidden[told]).float(), asked.targets[told])
-            seen = self.probes.loss(fused, asked.cells, self.probes.fused)
-        loss = flow + s.answer_weight * answer + s.auxiliary_weight * (board + seen)
+            answer = F.cross_entropy(model.logits(states.hidden[told]).float(), asked.targets[told])
+            seen = self.probes.loss(states.fused, asked.cells, self.probes.fused)
+        loss = flow + s.answer_weight * answer + s.auxiliary_weight * (board + around + seen)
         loss.backward()
         nn.utils.clip_grad_norm_([p for g in self.optimizers[1].param_groups for p in g["params"]], 1.0)
         for optimizer, base in zip(self.optimizers, (s.muon_lr, s.adam_lr), strict=True):
@@ -137,7 +161,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._update_average()
-        losses = {"flow": flow, "answer": answer, "board": board, "seen": seen}
+        losses = {"flow": flow, "answer": answer, "board": board, "around": around, "seen": seen}
         return {k: v.detach() for k, v in losses.items()}
 
     @torch.no_grad()
