@@ -16,6 +16,8 @@ Probe = Literal["off", "tokens", "last", "normed"]
 "tokens" = all tokens it computes (Eq. 6), "last" = the last token of each row (Eq. 7),
 "normed" = like "tokens" with the last layer compared after the final norm (the released program)."""
 Side = Literal["largest", "smallest"]
+Score = Literal["value_norm", "key_norm", "attention", "random", "duplication"]
+"""What visual tokens are pruned by; see `runtime.scores`."""
 FULL = "full"
 """Name of the unpruned FFN."""
 
@@ -38,13 +40,14 @@ class Step:
 class Route:
     """From layer ``layer`` on, drop the share ``ratio`` of the visual tokens, those with the largest or smallest score.
 
-    The score is taken in the layer before, so the first ``layer`` layers see every token.
+    The score is taken in the layer before, so the first ``layer`` layers see every token. ``seed``: of a random one.
     """
 
     layer: int
     ratio: float
-    score: Literal["value_norm"] = "value_norm"
+    score: Score = "value_norm"
     side: Side = "largest"
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

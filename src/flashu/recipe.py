@@ -58,8 +58,9 @@ class Recipe:
         return tuple(m for m in self.methods if m.name == FFNPrune.name and m.ratio)  # type: ignore[attr-defined,misc]
 
     def token_prunes(self) -> tuple[TokenPrune, ...]:
-        """The token pruning of this recipe, whose side calibration may settle or contradict."""
-        return tuple(m for m in self.methods if m.name == TokenPrune.name and m.ratio)  # type: ignore[attr-defined,misc]
+        """The pruning by value norm in this recipe, whose side calibration may settle or contradict."""
+        pruning: list[TokenPrune] = [m for m in self.methods if m.name == TokenPrune.name]  # type: ignore[misc]
+        return tuple(m for m in pruning if m.ratio and m.score == "value_norm")
 
     def check(self, room: Room) -> None:
         """Raise `RecipeError` unless the model has every room the methods work on."""

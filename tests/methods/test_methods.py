@@ -153,6 +153,8 @@ def test_guidance_of_the_paper() -> None:
         (lambda: AdaptiveGuidance(schedule=((4, -1.0),)), "negative"),
         (lambda: TokenPrune(side="middle"), "side"),  # type: ignore[arg-type]
         (lambda: TokenPrune(layer=0), "layer 1"),
+        (lambda: TokenPrune(score="colour"), "scored by"),  # type: ignore[arg-type]
+        (lambda: TokenPrune(score="attention", side="calibrated"), "only value norms"),
         (lambda: TokenPrune("generation"), "does not exist for generation"),
     ],
 )

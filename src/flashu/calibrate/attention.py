@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashu.runtime.tokens import Tokens, visible
+from flashu.runtime.scores import probabilities
+from flashu.runtime.tokens import Tokens
 
 
 class NormAgainstAttention:
@@ -26,7 +27,7 @@ class NormAgainstAttention:
         elif name == "value" and bool(tokens.visual.any()):
             assert self._query is not None
             assert self._key is not None
-            received = attention(self._query, self._key, tokens).mean(1).cpu()
+            received = probabilities(self._query, self._key, tokens).mean(1).cpu()
             norms = value.float().square().sum(dim=(1, 3)).sqrt().cpu()
             for row in range(len(received)):
                 seen = tokens.visual[row]
@@ -39,16 +40,6 @@ class NormAgainstAttention:
         if not bool(self.counts.all()):
             raise RuntimeError("no prefill with an image was observed")
         return self.sums / self.counts
-
-
-def attention(query: Tensor, key: Tensor, tokens: Tokens) -> Tensor:
-    """Attention probabilities [B, heads, S, S] of a prefill (no earlier tokens), fp32."""
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
-    mask = visible(tokens, tokens)
-    if mask is not None:
-        scores = scores.masked_fill(~mask.to(scores.device), -torch.inf)
-    return scores.softmax(-1)
 
 
 def spearman(x: Tensor, y: Tensor) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from flashu.errors import RecipeError
 from flashu.methods.base import Method, require_ratio
-from flashu.plan import Plan, Room, Route, Seen, Side, Step, Task
+from flashu.plan import Plan, Room, Route, Score, Seen, Side, Step, Task
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class TokenPrune(Method):
 
     Kept tokens keep their positions, and later layers' caches hold only them. ``side``: "largest" as the paper drops
     (its premise: norm and attention are negatively correlated), "smallest", or "calibrated": the side that the
-    correlation measured on this model calls for; `resolved` settles it before a run.
+    correlation measured on this model calls for; `resolved` settles it before a run. ``score``: what else to prune by,
+    for comparison (``seed``: of a random score).
     """
 
     name: ClassVar[str] = "token_prune"
@@ -27,12 +28,18 @@ class TokenPrune(Method):
     layer: int = 2
     ratio: float = 0.50
     side: Literal["largest", "smallest", "calibrated"] = "largest"
+    score: Score = "value_norm"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_ratio("token pruning ratio", self.ratio)
         if self.side not in ("largest", "smallest", "calibrated"):
             raise RecipeError(f"side must be largest, smallest or calibrated, not {self.side!r}")
+        if self.score not in get_args(Score):
+            raise RecipeError(f"tokens are scored by {', '.join(get_args(Score))}, not by {self.score!r}")
+        if self.side == "calibrated" and self.score != "value_norm":
+            raise RecipeError("only value norms have a calibrated side: say largest or smallest")
         if self.layer < 1:
             raise RecipeError(f"tokens can be pruned after layer 1 at the earliest, not after {self.layer}")
 
@@ -41,7 +48,7 @@ class TokenPrune(Method):
             return plan
         if self.side == "calibrated":
             raise RecipeError("token pruning side 'calibrated' needs a calibrated model: run `flashu calibrate`")
-        route = Route(self.layer, self.ratio, side=self.side)
+        route = Route(self.layer, self.ratio, self.score, self.side, self.seed)
         return replace(plan, layers=replace(plan.layers, routes=(*plan.layers.routes, route)))
 
     def resolved(self, side: Side) -> TokenPrune:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashu.models.layers import FFNWeights, KeyValue, Rope
+from flashu.models.layers import FFNWeights, KeyValue, Rope, Tap
 from flashu.models.protocol import UnifiedModel
-from flashu.plan import FULL, LayerPlan, Probe, Route
+from flashu.plan import FULL, LayerPlan, Probe
 from flashu.runtime.rooms import Rooms
+from flashu.runtime.scores import NEED_QUERY, Inner, dropped
 from flashu.runtime.tokens import Tokens, visible
 
 Observer = Callable[[int, str, Tensor, Tokens], None]
@@ -100,9 +101,10 @@ class Runner:
         caches: list[KeyValue] = []
         seen_by: list[Tokens] = []
         similarity: list[Tensor] = []
+        tapped: dict[str, Tensor] | None = {} if any(r.score in NEED_QUERY for r in plan.routes) else None
         for i in range(model.num_layers):
             for route in plan.routes:
-                if route.layer == i and (index := dropped(caches[-1][1], tokens, route)) is not None:
+                if route.layer == i and (index := dropped(inner(tokens, caches[-1], x, tapped), route)) is not None:
                     tokens = tokens.gather(index.cpu())
                     x = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
                     view = self.view(tokens, looked_at)
@@ -116,11 +118,12 @@ class Runner:
                     seen_by.append(tokens)
                 continue
             weights = full_weights(model.layers[i]) if bank is None else bank[i]
-            if self.observer is None:
+            if self.observer is None and tapped is None:
                 y, kv = self.rooms.layer(model.layers[i], x, view.rope, view.mask, earlier, weights)
             else:
-                y, kv = model.layer(i, x, view.rope, view.mask, earlier, weights, self._tap(i, x, tokens))
-                self.observer(i, "output", y, tokens)
+                tap = self._tap(i, x, tokens, tapped)
+                y, kv = model.layer(i, x, view.rope, view.mask, earlier, weights, tap)
+                tap("output", y)
             if probe != "off":
                 final = probe == "normed" and i == model.num_layers - 1
                 similarity.append(cosine(x, model.norm(y) if final else y, tokens, probe))
@@ -139,11 +142,24 @@ class Runner:
         assert view.head_rope is not None
         return self.rooms.head(self.model, hidden, e_t, view.head_rope, view.mask, past, image)
 
-    def _tap(self, i: int, x: Tensor, tokens: Tokens) -> Callable[[str, Tensor], None]:
-        assert self.observer is not None
+    def _tap(self, i: int, x: Tensor, tokens: Tokens, tapped: dict[str, Tensor] | None) -> Tap:
+        """Shows a layer's inner values to the observer and keeps the latest of each in ``tapped``."""
         observe = self.observer
-        observe(i, "input", x, tokens)
-        return lambda name, value: observe(i, name, value, tokens)
+
+        def tap(name: str, value: Tensor) -> None:
+            if observe is not None:
+                observe(i, name, value, tokens)
+            if tapped is not None:
+                tapped[name] = value
+
+        tap("input", x)
+        return tap
+
+
+def inner(tokens: Tokens, kv: KeyValue, output: Tensor, tapped: dict[str, Tensor] | None) -> Inner:
+    """What the layer just run computed of ``tokens``, the newest of its keys and values."""
+    key, value = (part[:, :, -tokens.shape[1] :] for part in kv)
+    return Inner(tokens, key, value, output, None if tapped is None else tapped["query"])
 
 
 def full_weights(layer: Any) -> FFNWeights:
@@ -171,24 +187,3 @@ def cosine(x: Tensor, y: Tensor, tokens: Tokens, probe: Probe) -> Tensor:
         valid = tokens.valid.to(x.device)
         return similarity[valid].mean()
     return similarity.mean()
-
-
-def dropped(values: Tensor, tokens: Tokens, route: Route) -> Tensor | None:
-    """Indices [B, K] of the tokens that stay, in order; None when nothing is dropped.
-
-    ``values`` [B, kv_heads, T, head_dim] of the layer before; a token's score is the L2 norm of its whole value
-    vector over heads and channels.
-    """
-    counts = tokens.visual.sum(1)
-    drop = int(int(counts.max()) * route.ratio)
-    if drop == 0:
-        return None
-    if int(counts.min()) != int(counts.max()):
-        raise ValueError("token pruning needs the same number of visual tokens in every row of a batch")
-    new = values[:, :, -tokens.shape[1] :].float()
-    score = new.square().sum(dim=(1, 3))
-    score = score if route.side == "largest" else -score
-    score = score.masked_fill(~tokens.visual.to(score.device), -torch.inf)
-    gone = torch.zeros_like(score, dtype=torch.bool).scatter_(1, score.topk(drop, dim=1).indices, True)
-    order = gone.long().argsort(dim=1, stable=True)
-    return order[:, : tokens.shape[1] - drop]

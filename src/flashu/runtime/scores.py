@@ -1,0 +1,103 @@
+"""What a visual token is worth keeping: scores from what the layer before computed of it.
+
+The paper's is the value norm (section 3.5.1); the others are what it is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashu.plan import Route, Score
+from flashu.runtime.tokens import Tokens, visible
+
+NEED_QUERY: frozenset[Score] = frozenset({"attention"})
+PIVOTS_PER_TOKEN = 1 / 8
+
+
+@dataclass(frozen=True, eq=False)
+class Inner:
+    """What one layer computed of S tokens: key and value [B, kv_heads, S, d], query [B, heads, S, d] where asked for,
+    and its output [B, S, h]."""
+
+    tokens: Tokens
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    query: Tensor | None = None
+
+
+def value_norm(inner: Inner, seed: int) -> Tensor:
+    """Squared L2 norm of the whole value vector over heads and channels: [B, S]."""
+    return inner.value.float().square().sum(dim=(1, 3))
+
+
+def key_norm(inner: Inner, seed: int) -> Tensor:
+    return inner.key.float().square().sum(dim=(1, 3))
+
+
+def attention(inner: Inner, seed: int) -> Tensor:
+    """Attention received from the text after the image, mean over heads and those tokens (FastV)."""
+    assert inner.query is not None
+    tokens = inner.tokens
+    p = probabilities(inner.query, inner.key, tokens).mean(1)
+    last = tokens.pos.masked_fill(~tokens.visual, -1).amax(1, keepdim=True)
+    after = (tokens.valid & (tokens.pos > last)).to(p.device, p.dtype)
+    return (p * after[..., None]).sum(1) / after.sum(1, keepdim=True)
+
+
+def random(inner: Inner, seed: int) -> Tensor:
+    return torch.rand(inner.tokens.shape, generator=torch.Generator().manual_seed(seed)).to(inner.value.device)
+
+
+def duplication(inner: Inner, seed: int) -> Tensor:
+    """Largest cosine similarity to a pivot (DART): tokens that repeat one can go. The pivots, the eighth of the visual
+    tokens with the largest key norms, are worth most."""
+    visual = inner.tokens.visual.to(inner.output.device)
+    count = max(1, int(int(inner.tokens.visual.sum(1).max()) * PIVOTS_PER_TOKEN))
+    pivots = key_norm(inner, seed).masked_fill(~visual, -torch.inf).topk(count, dim=1).indices
+    x = F.normalize(inner.output.float(), dim=-1)
+    chosen = x.gather(1, pivots[..., None].expand(-1, -1, x.shape[-1]))
+    return (x @ chosen.transpose(1, 2)).amax(-1).scatter(1, pivots, -torch.inf)
+
+
+SCORES: dict[Score, Callable[[Inner, int], Tensor]] = {
+    "value_norm": value_norm,
+    "key_norm": key_norm,
+    "attention": attention,
+    "random": random,
+    "duplication": duplication,
+}
+assert set(SCORES) == set(get_args(Score))
+
+
+def probabilities(query: Tensor, key: Tensor, tokens: Tokens) -> Tensor:
+    """Attention probabilities [B, heads, S, S] of a prefill (no earlier tokens), fp32."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    mask = visible(tokens, tokens)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.to(scores.device), -torch.inf)
+    return scores.softmax(-1)
+
+
+def dropped(inner: Inner, route: Route) -> Tensor | None:
+    """Indices [B, K] of the tokens that stay, in order; None when nothing is dropped."""
+    tokens = inner.tokens
+    counts = tokens.visual.sum(1)
+    drop = int(int(counts.max()) * route.ratio)
+    if drop == 0:
+        return None
+    if int(counts.min()) != int(counts.max()):
+        raise ValueError("token pruning needs the same number of visual tokens in every row of a batch")
+    score = SCORES[route.score](inner, route.seed)
+    score = score if route.side == "largest" else -score
+    score = score.masked_fill(~tokens.visual.to(score.device), -torch.inf)
+    gone = torch.zeros_like(score, dtype=torch.bool).scatter_(1, score.topk(drop, dim=1).indices, True)
+    order = gone.long().argsort(dim=1, stable=True)
+    return order[:, : tokens.shape[1] - drop]
