@@ -12,21 +12,22 @@ PACKAGE = Path(__file__).parents[1] / "src" / "flashu"
 FLOORS = [
     {"errors"},
     {"plan", "flow"},
+    {"plan_table"},
     {"methods", "models", "scenes"},
     {"recipe", "runtime", "cost", "train"},
     {"loops", "run"},
     {"requests"},
     {"calibrate"},
-    {"fitted"},
+    {"fitted", "explain"},
     {"engine"},
-    {"patch", "adopt", "dropin", "explain", "plan_table", "analysis", "bench", "eval"},
+    {"patch", "adopt", "dropin", "analysis", "bench", "eval"},
     {"showo2"},
     {"__init__"},
     {"demo", "cli"},
 ]
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
 # loops and run are two faces of one floor: a loop walks a run, a run keeps a canvas.
-NEIGHBOURS = {frozenset({"loops", "run"}), frozenset({"explain", "plan_table"}), frozenset({"bench", "analysis"})}
+NEIGHBOURS = {frozenset({"loops", "run"}), frozenset({"bench", "analysis"})}
 NEIGHBOURS |= {frozenset({"patch", "adopt"}), frozenset({"patch", "dropin"}), frozenset({"adopt", "dropin"})}
 NEIGHBOURS |= {frozenset({"demo", "cli"}), frozenset({"eval", "bench"})}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flashu.models.showo2.config import ShowO2Config
-from flashu.plan import FULL, Plan
 
 
 def decoder_layer(cfg: ShowO2Config, tokens: int, keys: int, neurons: int) -> int:
@@ -42,37 +41,3 @@ def head_out(cfg: ShowO2Config, image_tokens: int) -> int:
     """The head's last layer on one row."""
     d = cfg.head.hidden_size
     return 2 * (image_tokens * d * cfg.patch_size**2 * cfg.image_latent_dim + 2 * d * d)
-
-
-def forward(
-    cfg: ShowO2Config,
-    plan: Plan,
-    *,
-    rows: int,
-    images: int,
-    image_tokens: int,
-    past: int,
-    neurons: dict[str, int],
-) -> int:
-    """One denoising forward of ``images`` images in ``rows`` rows (guidance doubles them) after ``past`` prefix tokens.
-
-    ``neurons``: kept neurons of each FFN bank by name. The prefix itself is not counted here.
-    """
-    out = rows * head_out(cfg, image_tokens)
-    if plan.head == "reuse" and plan.probe == "off":
-        return out
-    tokens, keys = image_tokens + 1, past + image_tokens + 1
-    width = cfg.llm.intermediate_size if plan.layers.ffn == FULL else neurons[plan.layers.ffn]
-    layers = cfg.llm.num_hidden_layers - len(plan.layers.skip)
-    total = out + images * semantic_path(cfg, image_tokens) + rows * layers * decoder_layer(cfg, tokens, keys, width)
-    if plan.head == "run":
-        total += rows * head_body(cfg, tokens, keys) + modulation(cfg)
-    return total
-
-
-def prompt_forward(cfg: ShowO2Config, plan: Plan, *, tokens: int, past: int, neurons: dict[str, int]) -> int:
-    """One understanding forward of ``tokens`` new tokens of one row after ``past``, logits of one position."""
-    width = cfg.llm.intermediate_size if plan.layers.ffn == FULL else neurons[plan.layers.ffn]
-    layers = cfg.llm.num_hidden_layers - len(plan.layers.skip)
-    logits = 2 * cfg.llm.hidden_size * cfg.llm.vocab_size
-    return layers * decoder_layer(cfg, tokens, past + tokens, width) + logits

@@ -15,11 +15,13 @@ from torch import Tensor
 from flashu import flow, requests
 from flashu.calibrate.calibration import Calibration
 from flashu.errors import FlashUError, PromptError
+from flashu.explain import Sizes, tabulate
 from flashu.fitted import Fitted
 from flashu.loops.denoise import OnStep, denoise
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Picture, Processor
 from flashu.plan import Task
+from flashu.plan_table import PlanTable
 from flashu.recipe import FlashUConfig, Recipe, load_recipe
 from flashu.requests import positive
 from flashu.run import Record, Run
@@ -200,6 +202,14 @@ class Engine:
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield text[len(said) :]
                 said = text
+
+    # -- planning ----------------------------------------------------------------------------------------------
+    def explain(self, task: Task = "generation", **settings: Any) -> PlanTable:
+        """What a request would compute, forward by forward, before anything runs; settings as in `explain.tabulate`.
+
+        The table prints itself (rich) and has ``to_dict``.
+        """
+        return tabulate(Sizes.of(self.model.config, self.processor), self.recipe, task, **settings)
 
     # -- calibration -------------------------------------------------------------------------------------------
     def calibrate(

@@ -1,4 +1,4 @@
-"""The plan of a request, forward by forward, before anything runs: `explain` for an engine, `tabulate` for sizes alone.
+"""The plan of a request, forward by forward, before anything runs. Sizes are enough: no weights are needed.
 
 FLOPs come from shapes (`flashu.cost`), per request, the autoencoder and the time embedding left out.
 """
@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 
 from flashu import cost, flow
 from flashu.calibrate.bank import alignment, keep_count
-from flashu.engine import Engine
 from flashu.errors import FlashUError, ImageError
 from flashu.models.showo2.config import ShowO2Config
-from flashu.models.showo2.processor import GenerationDefaults
+from flashu.models.showo2.processor import GenerationDefaults, Processor
 from flashu.plan import FULL, LayerPlan, Plan, Room, Seen, Step, Task
 from flashu.plan_table import Forward, PlanTable, Prompt, Totals
 from flashu.recipe import Recipe, exact
@@ -32,10 +31,9 @@ class Sizes:
     max_text: int
 
     @classmethod
-    def of(cls, engine: Engine) -> Sizes:
-        processor = engine.processor
+    def of(cls, config: ShowO2Config, processor: Processor) -> Sizes:
         factor = 8 if processor.vae is None else processor.vae.factor
-        return cls("this model", engine.model.config, processor.defaults, factor, processor.text.max_text)
+        return cls("this model", config, processor.defaults, factor, processor.text.max_text)
 
     def image_tokens(self, height: int | None, width: int | None) -> int:
         """Image tokens of a picture in pixels, None = the usual size."""
@@ -48,37 +46,6 @@ class Sizes:
     @property
     def room(self) -> Room:
         return Room(self.name, self.config.llm.num_hidden_layers, self.config.head.num_layers)
-
-
-def explain(
-    engine: Engine,
-    task: Task,
-    *,
-    steps: int | None = None,
-    guidance: float | None = None,
-    prompt_tokens: int = PROMPT_TOKENS,
-    question_tokens: int = QUESTION_TOKENS,
-    height: int | None = None,
-    width: int | None = None,
-    max_new_tokens: int | None = None,
-) -> PlanTable:
-    """What the engine would compute for one image (generation) or one answer (understanding).
-
-    ``prompt_tokens``: the prompt's with its two marks; ``question_tokens``: all text tokens around the image;
-    None = the model's defaults. An answer may stop before ``max_new_tokens``: the table is the longest one.
-    """
-    return tabulate(
-        Sizes.of(engine),
-        engine.recipe,
-        task,
-        steps=steps,
-        guidance=guidance,
-        prompt_tokens=prompt_tokens,
-        question_tokens=question_tokens,
-        height=height,
-        width=width,
-        max_new_tokens=max_new_tokens,
-    )
 
 
 def tabulate(
@@ -94,7 +61,11 @@ def tabulate(
     width: int | None = None,
     max_new_tokens: int | None = None,
 ) -> PlanTable:
-    """`explain` for a model of which only the sizes are known."""
+    """What a model of these sizes would compute for one image (generation) or one answer (understanding).
+
+    ``prompt_tokens``: the prompt's with its two marks; ``question_tokens``: all text tokens around the image;
+    None = the model's defaults. An answer may stop before ``max_new_tokens``: the table is the longest one.
+    """
     counts = {"steps": steps, "prompt_tokens": prompt_tokens, "question_tokens": question_tokens}
     for name, value in (counts | {"max_new_tokens": max_new_tokens}).items():
         if value is not None and value < 1:

@@ -213,13 +213,13 @@ def paper() -> Recipe:
 
 def fast() -> Recipe:
     """FlashU pushed further: more pruned, more skipped, a shorter full window."""
-    pushed = UnderstandingConfig(r_p=0.20, r_LS=0.20, token_ratio=0.75)
+    pushed = UnderstandingConfig(r_p=0.20, r_LS=0.20, token_ratio=0.75, token_side="calibrated")
     return FlashUConfig(r_p=0.30, r_LS=0.30, tau=0.15, understanding=pushed).recipe("fast")
 
 
 def quality() -> Recipe:
     """FlashU held back: less pruned, no skipped layers, a longer full window."""
-    careful = UnderstandingConfig(r_p=0.10, r_LS=0, token_ratio=0.25)
+    careful = UnderstandingConfig(r_p=0.10, r_LS=0, token_ratio=0.25, token_side="calibrated")
     return FlashUConfig(r_p=0.10, r_LS=0, T_cache=2, tau=0.4, understanding=careful).recipe("quality")
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.conftest import tiny_model
 from typer.testing import CliRunner
 
 import flashu
-from conftest import tiny_model
 from flashu.cli import files, main
 from flashu.cli.main import app
 

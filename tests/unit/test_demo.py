@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rich.console import Console
+from tests.conftest import tiny_model
 
 import flashu
-from conftest import tiny_model
 from flashu.demo import Result, compare, summary, write_all
 from flashu.demo.compare import in_time, turn
 from flashu.demo.workload import askings, drawings

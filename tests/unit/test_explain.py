@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
+from tests.conftest import TINY
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import flashu
-from conftest import TINY
 from flashu import cost
-from flashu.explain import explain
 from flashu.methods import AdaptiveGuidance, FFNPrune, HeadCache, LayerSkip, TokenPrune
+from flashu.plan_table import PlanTable
 from flashu.recipe import Recipe
 
 TOKENS = 16  # image tokens of the tiny model at its usual 64 px
+
+
+def explain(engine: flashu.Engine, task: str, **settings: Any) -> PlanTable:
+    return engine.explain(task, **settings)  # type: ignore[arg-type]
 
 
 def engine_of(engine: flashu.Engine, *methods: flashu.methods.Method, **settings: bool) -> flashu.Engine:

@@ -17,7 +17,6 @@ from flashu.calibrate import samples
 from flashu.demo.result import Answered, Drawn, Result, Side
 from flashu.demo.workload import Asking, Drawing, askings, drawings
 from flashu.engine import Engine
-from flashu.explain import explain
 from flashu.models.weights import checkpoint_hash
 from flashu.recipe import Recipe
 from flashu.scenes.benchmark import CATEGORIES, QUESTION_KINDS, Question, blind_prior, judge
@@ -129,7 +128,7 @@ def draw(engine: Engine, drawing: Drawing, steps: int | None) -> Drawn:
     made = engine.generate(prompt.text, seed=drawing.seed, steps=steps)
     seconds = time.perf_counter() - began
     found = detect(made.images)[0]
-    plan = explain(engine, "generation", steps=steps, prompt_tokens=len(engine.processor.text.prompt(prompt.text)))
+    plan = engine.explain("generation", steps=steps, prompt_tokens=len(engine.processor.text.prompt(prompt.text)))
     return Drawn(
         prompt.category,
         prompt.text,
@@ -150,7 +149,7 @@ def answer(engine: Engine, asking: Asking) -> Answered:
     given = engine.answer(asking.image, question.text)
     seconds = time.perf_counter() - began
     before, after = engine.processor.text.question(question.text)
-    plan = explain(engine, "understanding", question_tokens=len(before) + len(after))
+    plan = engine.explain("understanding", question_tokens=len(before) + len(after))
     said = verdict(given.text) or ""
     return Answered(
         question.kind,
