@@ -26,8 +26,9 @@ def omni_mask(length: int, modality_positions: Tensor) -> Tensor:
 def splice(
     model: ShowO2, ids: Tensor, latents: Tensor, t: Tensor, modality_positions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Embedded rows [B, S, h] with time and image tokens in place; also where (bool [B, S]) and which time embedding
-    [B, S, d] each position is modulated with. Image j of row i is latents[i*M + j].
+    """Embedded rows [B, S, h] with time and image tokens in place; also where (bool [B, S]) and with which time
+    embedding they are modulated: [B, d], or [B, S, d] where a row has several images. Image j of row i is
+    latents[i*M + j].
 
     An idle slot (0, 0) still writes its time token over position 0, as the original does.
     """
@@ -35,16 +36,31 @@ def splice(
     image = model.embed_latent(latents)
     e_t, time_token = model.embed_time(t)
     where = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
-    modulation = torch.zeros(*ids.shape, e_t.shape[-1], dtype=e_t.dtype, device=ids.device)
     slots = modality_positions.shape[1]
+    modulation = e_t if slots == 1 else e_t.new_zeros(*ids.shape, e_t.shape[-1])
     for row, positions in enumerate(modality_positions.tolist()):
         for slot, (offset, length) in enumerate(positions):
             n = row * slots + slot
             x[row, offset] = time_token[n]
             x[row, offset + 1 : offset + length] = image[n, : max(length - 1, 0)]
             where[row, offset : offset + length] = True
-            modulation[row, offset : offset + length] = e_t[n]
+            if slots > 1:
+                modulation[row, offset : offset + length] = e_t[n]
     return x, where, modulation
+
+
+def decode(model: ShowO2, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Embedded rows [B, S, h] -> (normed hidden [B, S, h], logits [B, S, V]), at every position."""
+    rope = model.rope(positions_of(x))
+    for i in range(model.num_layers):
+        x, _ = model.layer(i, x, rope, mask)
+    hidden = model.norm(x)
+    return hidden, model.logits(hidden)
+
+
+def positions_of(x: Tensor) -> Tensor:
+    """0..S-1 for every row of x [B, S, ...]."""
+    return torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
 
 
 def forward(
@@ -56,13 +72,8 @@ def forward(
     + 1).
     """
     x, where, modulation = splice(model, ids, latents, t, modality_positions)
-    pos = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
-    rope = model.rope(pos)
-    for i in range(model.num_layers):
-        x, _ = model.layer(i, x, rope, mask)
-    hidden = model.norm(x)
-    logits = model.logits(hidden)
-    features, _ = model.head_body(hidden, modulation, model.head_rope(pos), mask, image=where)
+    hidden, logits = decode(model, x, mask)
+    features, _ = model.head_body(hidden, modulation, model.head_rope(positions_of(x)), mask, image=where)
     patches = model.head_out(features, modulation, where)
     blocks = [
         patches[row, offset + 1 : offset + length]
