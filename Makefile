@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-slow test-gpu lint format typecheck train-scenes clean
+.PHONY: help setup demo test test-slow test-gpu lint format typecheck lab lab-full train-scenes clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t16
@@ -47,6 +47,12 @@ format: $(VENV)/.dev  ## rewrite the code in the house format
 
 typecheck: $(VENV)/.dev
 	$(BIN)/mypy
+
+lab: $(VENV)/.dev  ## every table and figure of the paper on the embedded model, under 15 minutes; writes out/lab/report.html
+	$(BIN)/flashu lab all -o out/lab
+
+lab-full: $(VENV)/.dev  ## the same with all prompts and questions; takes hours, resumes where it stopped
+	$(BIN)/flashu lab all --full -o out/lab-full
 
 train-scenes: $(VENV)/.dev  ## train the embedded model anew (resumes; see README)
 	$(BIN)/python -m flashu.scenes.train

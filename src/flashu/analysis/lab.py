@@ -1,0 +1,222 @@
+"""What a run of the lab shares: the model, how much to measure, finished work, and a progress display."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import median, quantiles
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from flashu.bench.machine import conditions
+from flashu.bench.quality import work
+from flashu.bench.quality.dpg import DPG
+from flashu.bench.quality.fidelity import Fidelity, fidelity, stacked
+from flashu.bench.quality.geneval import GenEval
+from flashu.bench.quality.ledger import Ledger
+from flashu.bench.quality.scores import Sheet
+from flashu.bench.quality.und import Und
+from flashu.calibrate import samples
+from flashu.calibrate.calibration import Calibration
+from flashu.engine import Engine
+from flashu.models.weights import checkpoint_hash
+from flashu.plan import TASKS, Task
+from flashu.recipe import Recipe, exact
+
+COMPARED_IMAGES = 64
+"""Images that fidelity is measured on."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. ``prompts`` x ``images`` of each GenEval category, ``dense`` x ``images`` of DPG,
+    ``questions`` per suite, ``repeats`` of each timing, ``arms``: seeds of every random arm, ``samples``: prompts and
+    questions that statistics are gathered on, ``points``: settings per sweep."""
+
+    name: str
+    prompts: int
+    images: int
+    dense: int
+    questions: int
+    repeats: int
+    arms: int
+    samples: int
+    points: int
+    batch: int = 48
+
+
+REDUCED = Size("reduced", 16, 1, 64, 120, 5, 3, 12, 4)
+FULL = Size("full", 100, 4, 150, 600, 25, 5, 48, 9)
+
+
+class Bars(Protocol):
+    """A progress display (rich's)."""
+
+    def add_task(self, description: str, *, total: float | None = ...) -> Any: ...
+    def advance(self, task_id: Any, advance: float = ...) -> None: ...
+    def remove_task(self, task_id: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one request alone: median and quartiles of ``n``."""
+
+    seconds: float
+    low: float
+    high: float
+    n: int
+
+
+Suite = GenEval | DPG
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    """``engine`` brings the model; every item derives engines with other recipes from it. ``model``: how it is
+    called."""
+
+    engine: Engine
+    size: Size = REDUCED
+    ledger: Ledger = field(default_factory=Ledger)
+    bars: Bars | None = None
+    model: str = "scenes"
+    seed: int = 0
+
+    # -- engines -----------------------------------------------------------------------------------------------
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Both tasks' statistics: the checkpoint's own, else gathered now as a first request would."""
+        base = Engine(self.engine.model, self.engine.processor, exact(), self.engine.calibration)
+        known = base.calibration
+        for task in TASKS:
+            if known is None or task not in known.scores:
+                known = base.calibrate(task)
+        assert known is not None
+        return known
+
+    def engine_of(self, recipe: Recipe, calibration: Calibration | None = None) -> Engine:
+        return Engine(self.engine.model, self.engine.processor, recipe, calibration or self.calibration)
+
+    # -- quality -----------------------------------------------------------------------------------------------
+    @cached_property
+    def geneval(self) -> GenEval:
+        return GenEval.make(self.size.prompts, self.size.images, self.seed)
+
+    @cached_property
+    def dpg(self) -> DPG:
+        return DPG.make(self.size.dense, self.size.images, self.seed)
+
+    @cached_property
+    def und(self) -> Und:
+        return Und.make(self.size.questions, self.seed)
+
+    def draw(
+        self, recipe: Recipe, suite: Suite, *, steps: int | None = None, calibration: Calibration | None = None
+    ) -> list[work.Drawn]:
+        engine = self.engine_of(recipe, calibration)
+        with self._bar(f"{recipe.name}: images", len(suite.texts)) as tick:
+            return work.draw(
+                engine, suite.texts, suite.seeds, batch=self.size.batch, steps=steps, ledger=self.ledger, tick=tick
+            )
+
+    def score(
+        self, recipe: Recipe, suite: Suite, *, steps: int | None = None, calibration: Calibration | None = None
+    ) -> Sheet:
+        """Marks of what a recipe draws."""
+        return suite.sheet([d.seen for d in self.draw(recipe, suite, steps=steps, calibration=calibration)])
+
+    def ask(self, recipe: Recipe, calibration: Calibration | None = None) -> Sheet:
+        """Marks of what a recipe answers."""
+        engine = self.engine_of(recipe, calibration)
+        with self._bar(f"{recipe.name}: answers", len(self.und.shown)) as tick:
+            return self.und.sheet(work.answer(engine, self.und.shown, ledger=self.ledger, tick=tick))
+
+    def fidelity(self, drawn: Sequence[work.Drawn], vanilla: Sequence[work.Drawn]) -> Fidelity | None:
+        """Of the first images; None where their latents were too large to keep."""
+        mine, theirs = (stacked([d.latent for d in side[:COMPARED_IMAGES]]) for side in (drawn, vanilla))
+        vae = self.engine.processor.vae
+        if mine is None or theirs is None or vae is None:
+            return None
+        with torch.inference_mode():
+            pictures = [(vae.decode(z.to(self.engine.model.device)).cpu() + 1) / 2 for z in (mine, theirs)]
+        return fidelity(pictures[0], pictures[1], mine, theirs)
+
+    # -- time --------------------------------------------------------------------------------------------------
+    def times(self, engines: Mapping[str, tuple[Engine, int | None]], task: Task) -> dict[str, Timing]:
+        """Latency by name of one image (at so many steps, decoded) or one answer; taken in turns after a warm-up, so
+        that a drift of the machine meets all alike."""
+        calls = {name: self._call(engine, task, steps) for name, (engine, steps) in engines.items()}
+        took: dict[str, list[float]] = {name: [] for name in calls}
+        with self._bar(f"timing {task}", (self.size.repeats + 1) * len(calls)) as tick:
+            for turn in range(self.size.repeats + 1):
+                for name, call in calls.items():
+                    synchronize(self.engine.model.device)
+                    began = time.perf_counter()
+                    call(max(turn - 1, 0))
+                    synchronize(self.engine.model.device)
+                    if turn:
+                        took[name].append(time.perf_counter() - began)
+                    tick(1)
+        return {name: timing(seconds) for name, seconds in took.items()}
+
+    def _call(self, engine: Engine, task: Task, steps: int | None) -> Callable[[int], object]:
+        if task == "generation":
+            texts = self.dpg.texts
+            return lambda turn: engine.generate(texts[turn % len(texts)], seed=turn, steps=steps)
+        asked = samples.questions(min(self.size.repeats, samples.SAMPLES))
+        pictures: list[tuple[Image.Image, str]] = asked
+        return lambda turn: engine.answer(*pictures[turn % len(pictures)])
+
+    # -- around ------------------------------------------------------------------------------------------------
+    def about(self, **more: Any) -> dict[str, Any]:
+        """The conditions of a measurement."""
+        defaults = self.engine.processor.defaults
+        return (
+            {
+                "model": self.model,
+                "model_hash": checkpoint_hash(self.engine.model),
+                "size": self.size.name,
+                "steps": defaults.steps,
+                "guidance": defaults.guidance,
+                "batch": self.size.batch,
+                "seed": self.seed,
+            }
+            | more
+            | {"machine": conditions(self.engine.model.device)}
+        )
+
+    def _bar(self, text: str, total: int) -> _Bar:
+        return _Bar(self.bars, text, total)
+
+
+class _Bar:
+    """One task of the display, gone when left."""
+
+    def __init__(self, bars: Bars | None, text: str, total: int) -> None:
+        self.bars, self.text, self.total = bars, text, total
+
+    def __enter__(self) -> Callable[[int], None]:
+        if self.bars is None:
+            return lambda count: None
+        bars, self.task = self.bars, self.bars.add_task(self.text, total=self.total)
+        return lambda count: bars.advance(self.task, count)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars is not None:
+            self.bars.remove_task(self.task)
+
+
+def timing(seconds: Sequence[float]) -> Timing:
+    if len(seconds) == 1:
+        return Timing(seconds[0], seconds[0], seconds[0], 1)
+    low, _, high = quantiles(seconds, n=4, method="inclusive")
+    return Timing(median(seconds), low, high, len(seconds))
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

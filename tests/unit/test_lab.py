@@ -1,0 +1,194 @@
+"""Every lab item on a random model of ten layers with hardly anything to measure; what it computes, by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import flashu
+from conftest import IDS, TINY, Pixels, words
+from flashu.analysis import pareto, specialization
+from flashu.analysis.components import parts, stopwatch
+from flashu.analysis.contest import Contender, Place, drawing
+from flashu.analysis.items import ITEMS
+from flashu.analysis.lab import Lab, Size, timing
+from flashu.analysis.report import report
+from flashu.analysis.result import Result, loss_within, scored
+from flashu.analysis.similarity import Alike
+from flashu.analysis.workload import watch
+from flashu.bench.quality import work
+from flashu.bench.quality.ledger import Ledger
+from flashu.bench.quality.scores import Difference, Mark, Sheet
+from flashu.cli.lab import NAMES
+from flashu.errors import FlashUError
+from flashu.models.showo2.processor import GenerationDefaults, Processor
+from flashu.models.showo2.text import ChatTemplate, Text
+from flashu.recipe import exact, paper
+
+SIZE = Size("tiny", prompts=1, images=1, dense=2, questions=6, repeats=1, arms=1, samples=2, points=2, batch=4)
+
+
+@pytest.fixture(scope="module")
+def engine() -> flashu.Engine:
+    torch.manual_seed(0)
+    config = replace(TINY, llm=replace(TINY.llm, num_hidden_layers=10))
+    model = flashu.ShowO2(config).eval().requires_grad_(False)
+    text = Text(words(), IDS, ChatTemplate("", "", "w235"), max_text=24)
+    return flashu.Engine(model, Processor(text, Pixels(), GenerationDefaults(7, 2.0, 3.0, 64, 64, max_new_tokens=2)))
+
+
+@pytest.fixture(scope="module")
+def lab(engine: flashu.Engine, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    torch.set_num_threads(1)
+    return Lab(engine, SIZE, Ledger(tmp_path_factory.mktemp("lab") / "ledger.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def results(lab: Lab) -> dict[str, Result]:
+    return {}
+
+
+@pytest.mark.parametrize("name", ITEMS)
+def test_every_item_measures_and_paints(lab: Lab, name: str, results: dict[str, Result], tmp_path: Path) -> None:
+    result = ITEMS[name](lab)
+    result.save(tmp_path, name)
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    told = json.loads((tmp_path / f"{name}.json").read_text())
+    assert told["rows"]
+    assert told["claims"]
+    assert {c["holds"] for c in told["claims"]} <= {"yes", "no", "unclear"}
+    assert len((tmp_path / f"{name}.csv").read_text().splitlines()) == len(told["rows"]) + 1
+    page = report(tmp_path, NAMES)
+    assert result.title.split(":")[0] in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_command_knows_the_items() -> None:
+    assert set(NAMES) == set(ITEMS)
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FlashUError, match="no results yet"):
+        report(tmp_path, NAMES)
+
+
+def test_neuron_errors_are_those_of_zeroing_each_one(engine: flashu.Engine) -> None:
+    """Eq. 1 in closed form against brute force: every neuron zeroed in turn, the layer's output compared."""
+    held: dict[int, list[torch.Tensor]] = {}
+    moments = specialization.Moments(engine.model.num_layers)
+
+    def observe(layer, name, value, tokens) -> None:
+        moments(layer, name, value, tokens)
+        if name == "ffn" and layer == 3:
+            held.setdefault(layer, []).append(value[tokens.valid])
+
+    watch(engine, "understanding", 2, observe)
+    found = specialization.reconstruction_error(engine.model, moments.second())[3]
+    active, down = torch.cat(held[3]), engine.model.layers[3].mlp.down_proj.weight  # type: ignore[union-attr]
+    whole = F.linear(active, down)
+    for j in range(0, active.shape[1], 7):
+        without = active.clone()
+        without[:, j] = 0
+        error = (whole - F.linear(without, down)).square().sum(-1).mean()
+        assert float(found[j]) == pytest.approx(float(error), rel=1e-4)
+
+
+def test_roles_by_hand() -> None:
+    generation = torch.tensor([[9.0, 8, 1, 2, 3, 0, 0, 0, 0, 0]])
+    understanding = torch.tensor([[9.0, 0, 8, 2, 3, 0, 0, 0, 0, 0]])
+    found = [specialization.ROLES[k] for k in specialization.roles(generation, understanding)[0].tolist()]
+    assert found[:3] == ["shared", "generation only", "understanding only"]
+    assert set(found[3:]) == {"neither"}
+
+
+def test_work_is_done_once(engine: flashu.Engine, tmp_path: Path) -> None:
+    texts, seeds = ["w1 w2", "w3", "w4"], [0, 1, 2]
+    counts: list[int] = []
+    ledger = Ledger(tmp_path / "l.jsonl")
+    first = work.draw(engine, texts, seeds, batch=2, ledger=ledger, tick=counts.append)
+    assert counts == [2, 1]
+    assert len(ledger.values) == 2
+    again = work.draw(engine, texts, seeds, batch=2, ledger=Ledger(tmp_path / "l.jsonl"))
+    assert [d.seen for d in again] == [d.seen for d in first]
+    assert first[0].latent is not None
+    assert torch.equal(again[0].latent, first[0].latent)
+    other = flashu.Engine(engine.model, engine.processor, paper())
+    work.draw(other, texts, seeds, batch=2, ledger=ledger)
+    assert len(ledger.values) == 4
+
+
+def test_a_name_changes_nothing_and_a_mask_does(engine: flashu.Engine) -> None:
+    renamed = flashu.Engine(engine.model, engine.processor, replace(exact(), name="other"))
+    assert work.fingerprint(renamed, "generation") == work.fingerprint(engine, "generation")
+    for task in ("generation", "understanding"):
+        known = Lab(engine, SIZE).calibration
+        pruned = flashu.Engine(engine.model, engine.processor, paper(), known)
+        scores = known.with_scores(task, known.scores[task].flip(1), {})
+        flipped = flashu.Engine(engine.model, engine.processor, paper(), scores)
+        assert work.fingerprint(pruned, task) != work.fingerprint(flipped, task)
+
+
+def test_images_of_another_size_cannot_be_scored(engine: flashu.Engine) -> None:
+    wide = replace(engine.processor.defaults, width=128)
+    processor = Processor(engine.processor.text, engine.processor.vae, wide)
+    with pytest.raises(FlashUError, match="cannot be scored"):
+        work.draw(flashu.Engine(engine.model, processor), ["w1"], [0])
+
+
+def test_vanilla_is_its_own_equal(lab: Lab) -> None:
+    places = drawing(lab, lab.geneval, [Contender("vanilla", exact()), Contender("again", exact())])
+    assert places[0].change is None
+    change, fidelity = places[1].change, places[1].fidelity
+    assert change is not None
+    assert fidelity is not None
+    assert (change.value, change.p, fidelity.psnr, fidelity.latent) == (0, 1, None, 0)
+    assert fidelity.ssim == pytest.approx(1)
+
+
+def place(label: str, speedup: float, value: float) -> Place:
+    marks = [Mark(k, float(k < 100 * value)) for k in range(100)]
+    return Place(label, Sheet({"all": marks}, ("all",)), None, None, None, speedup)
+
+
+def test_the_frontier_and_who_is_beaten() -> None:
+    field = [place("vanilla", 1, 0.9), place("good", 3, 0.9), place("bad", 2, 0.5), place("fast", 4, 0.6)]
+    assert [p.label for p in pareto.frontier(field)] == ["good", "fast"]
+    assert pareto.beaten_by(field[2], field) == "fast"
+    assert pareto.beaten_by(field[0], field) is None
+    assert pareto.beaten_by(field[3], field) is None
+
+
+def test_claims_are_judged_by_intervals() -> None:
+    def change(low: float, high: float) -> Difference:
+        return Difference((low + high) / 2, low, high, 0, 0, 0.01)
+
+    assert loss_within(change(-0.01, 0.01), -0.02) == "yes"
+    assert loss_within(change(-0.05, -0.03), -0.02) == "no"
+    assert loss_within(change(-0.05, 0.01), -0.02) == "unclear"
+
+
+def test_the_stopwatch_leaves_the_model_as_it_was(engine: flashu.Engine) -> None:
+    with stopwatch(engine.model) as spent:
+        engine.generate("w1", steps=2)
+    assert all(seconds > 0 for seconds in spent.values())
+    for modules in parts(engine.model).values():
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+    assert timing([3.0, 1.0, 2.0]).seconds == 2
+
+
+def test_a_layer_that_does_nothing_is_alike() -> None:
+    alike = Alike("understanding")
+    from flashu.runtime.tokens import Tokens
+
+    x = torch.randn(1, 4, 8)
+    alike(0, "input", x, Tokens.text([3], 4))
+    alike(0, "output", 2 * x, Tokens.text([3], 4))
+    found = {r["token"]: (r["similarity"], r["n"]) for r in alike.rows()}
+    assert found["text"] == (pytest.approx(1), 3)
+    assert found["last"] == (pytest.approx(1), 1)
+    assert scored("a", Sheet({"a": [Mark(0, 1.0)]}, ("a",)).overall)["a"] == 1
