@@ -176,7 +176,7 @@ def test_results_made_another_way_are_not_mixed(engine: flashu.Engine, geneval: 
 
 @pytest.mark.parametrize("text", ["3", "a/b", "2/2", "-1/2"])
 def test_bad_shards(text: str) -> None:
-    with pytest.raises(flashu.FlashUError, match="part|shard"):
+    with pytest.raises(flashu.FlashUError, match=r"part|shard"):
         Shard.parse(text)
 
 
