@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -93,13 +93,11 @@ class Drawing:
         total = max(total, index + 1)
         self._check(total)
         self.run.forwards = total
-        seen = self.run.seen
         model, z = self.run.runner.model, call.latents[: call.images]
         e_t, time_token = model.embed_time(call.t.reshape(-1)[:1].to(model.device))
         step = Step("generation", "denoise", index, total)
-        plan, v = evaluate(self.run, self.canvas, step, z, e_t, time_token[:, None], self.texts)
-        self.made.append((seen, plan))
-        return v
+        self.made.append((self.run.seen, self.run.recipe.plan(step, self.run.seen, self.run.guidance)))
+        return evaluate(self.run, self.canvas, step, z, e_t, time_token[:, None], self.texts)[1]
 
     def _check(self, total: int) -> None:
         """Say so, once, if an earlier evaluation was planned for another number of them."""
@@ -107,9 +105,7 @@ class Drawing:
             return
         for index, (seen, plan) in enumerate(self.made):
             step = Step("generation", "denoise", index, total)
-            wanted = self.run.recipe.plan(step, seen, self.run.guidance)
-            # The first evaluation has no features to reuse, so its head runs whatever the recipe says.
-            if (replace(wanted, head=plan.head) if index == 0 else wanted) != plan:
+            if self.run.recipe.plan(step, seen, self.run.guidance) != plan:
                 log.warning(
                     "evaluation %d was planned for another number of them than the %d there are: "
                     "give FlashUConfig(steps=%d)",
