@@ -18,6 +18,9 @@ from flashu.models.showo2.config import HeadConfig, LLMConfig, ShowO2Config, Vis
 from flashu.models.showo2.processor import GenerationDefaults, Processor
 from flashu.models.showo2.text import ChatTemplate, SpecialIds, Text
 
+# Tiny tensors are slower on several threads, far slower when other work is on the cores.
+torch.set_num_threads(1)
+
 GOLDEN = Path(__file__).parent / "golden"
 TINY = ShowO2Config(
     llm=LLMConfig(256, 64, 96, 6, 4, 2, tie_word_embeddings=True),
@@ -28,12 +31,6 @@ TINY = ShowO2Config(
     image_latent_width=4,
 )
 IDS = SpecialIds(bos=250, eos=251, boi=252, eoi=253, img_pad=254, pad=255)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tiny tensors are slower on two threads, and runs are repeatable on one."""
-    torch.set_num_threads(1)
 
 
 class Pixels:

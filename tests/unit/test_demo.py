@@ -59,15 +59,15 @@ class Page(HTMLParser):
 
 
 def test_every_recipe_sees_the_same_items(result: Result) -> None:
-    padded, exact, paper = result.sides
-    assert (padded.name, exact.name, paper.name) == ("padded", "exact", "paper")
-    for side in (padded, paper):
+    padded, exact, quality, paper = result.sides
+    assert [side.name for side in result.sides] == ["padded", "exact", "quality", "paper"]
+    for side in (padded, quality, paper):
         assert [(d.prompt, d.seed) for d in side.drawn] == [(d.prompt, d.seed) for d in exact.drawn]
     assert [a.question for a in paper.answered] == [a.question for a in exact.answered]
     assert {d.forwards for d in exact.drawn} == {5}
     assert {d.forwards for d in paper.drawn} == {4}
     assert all(d.passes < d.forwards for d in paper.drawn)
-    assert padded.image_flops > exact.image_flops > paper.image_flops
+    assert padded.image_flops > exact.image_flops > quality.image_flops > paper.image_flops
     assert not padded.answered
 
 
