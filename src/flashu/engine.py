@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,11 +22,11 @@ from flashu.models.showo2.processor import Picture, Processor
 from flashu.plan import Task
 from flashu.plan_table import PlanTable
 from flashu.recipe import FlashUConfig, Recipe, load_recipe
-from flashu.requests import positive
+from flashu.requests import Shown, positive
 from flashu.run import Record, Run
 from flashu.runtime.memory import enough_memory
 from flashu.runtime.rooms import Rooms
-from flashu.runtime.sampling import choose
+from flashu.runtime.sampling import chooser
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,28 +165,33 @@ class Engine:
 
     # -- seeing ------------------------------------------------------------------------------------------------
     @overload
-    def answer(self, images: Picture, questions: str, **settings: Any) -> Answer: ...
+    def answer(self, images: Picture | Sequence[Shown], questions: str, **settings: Any) -> Answer: ...
     @overload
-    def answer(
-        self, images: Picture | Sequence[Picture], questions: Sequence[str], **settings: Any
-    ) -> list[Answer]: ...
+    def answer(self, images: Picture | Sequence[Shown], questions: Sequence[str], **settings: Any) -> list[Answer]: ...
     def answer(self, images: Any, questions: Any, **settings: Any) -> Any:
         """Answer a question about an image; a list of questions gives a list of answers, computed as one batch.
 
-        With one image, all questions are about it; else ``images`` is a list, one per question. Settings:
+        With one image, all questions are about it; else ``images`` is a list with, per question, an image or a list of
+        several. Settings:
         ``max_new_tokens`` (default: the checkpoint's), ``temperature`` 0 (greedy), ``top_k`` and ``top_p`` None (off),
         ``seed`` 0 (row i samples with seed + i). Raises a `FlashUError` before anything is computed.
         """
         asked = [questions] if isinstance(questions, str) else list(questions)
         shown = list(images) if isinstance(images, list | tuple) else [images] * len(asked)
-        run, stream = self._asking(shown, asked, **settings)
-        with enough_memory(f"answer {len(asked)} questions at once", "ask fewer at a time, or use bf16 weights"):
-            columns = list(stream)
-        answers = []
-        for row in range(len(asked)):
-            ids = [token for column in columns if (token := column[row]) is not None]
-            answers.append(Answer(self.processor.text.decode(ids), ids, run.trace))
+        answers = self._answers(*self._asking(shown, asked, **settings), len(asked))
         return answers[0] if isinstance(questions, str) else answers
+
+    @overload
+    def chat(self, messages: str, **settings: Any) -> Answer: ...
+    @overload
+    def chat(self, messages: Sequence[str], **settings: Any) -> list[Answer]: ...
+    def chat(self, messages: Any, **settings: Any) -> Any:
+        """Answer a message without an image; a list of messages gives a list of answers. Settings as in `answer`."""
+        said = [messages] if isinstance(messages, str) else list(messages)
+        if not said:
+            raise PromptError("nothing to answer: give at least one message")
+        answers = self._answers(*self._talking(said, **settings), len(said))
+        return answers[0] if isinstance(messages, str) else answers
 
     def stream(self, image: Picture, question: str, **settings: Any) -> Iterator[str]:
         """The pieces of one answer's text as they are decoded; settings as in `answer`."""
@@ -233,25 +237,24 @@ class Engine:
 
     # -- inside ------------------------------------------------------------------------------------------------
     def _asking(
-        self,
-        images: Sequence[Picture],
-        asked: Sequence[str],
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
+        self, images: Sequence[Shown], asked: Sequence[str], *, max_new_tokens: int | None = None, **sampling: Any
     ) -> tuple[Run, Iterator[list[int | None]]]:
-        if not 0 <= temperature < float("inf"):
-            raise FlashUError(f"temperature must be a finite number of at least 0, got {temperature}")
-        if top_k is not None:
-            positive("top_k", top_k)
-        if top_p is not None and not 0 < top_p <= 1:
-            raise FlashUError(f"top_p must be in (0, 1], got {top_p}")
+        pick = chooser(len(asked), **sampling)
         requests.check_questions(self.processor, images, asked)
         self.prepare("understanding")
-        generators = [torch.Generator().manual_seed(seed + n) for n in range(len(asked))]
-        pick = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)
         runner = self.fitted.runner(self.model)
         return requests.asking(runner, self.processor, self.recipe, images, asked, max_new_tokens, pick)
+
+    def _talking(
+        self, said: Sequence[str], *, max_new_tokens: int | None = None, **sampling: Any
+    ) -> tuple[Run, Iterator[list[int | None]]]:
+        pick = chooser(len(said), **sampling)
+        self.prepare("understanding")
+        runner = self.fitted.runner(self.model)
+        return requests.talking(runner, self.processor, self.recipe, said, max_new_tokens, pick)
+
+    def _answers(self, run: Run, stream: Iterator[list[int | None]], count: int) -> list[Answer]:
+        with enough_memory(f"answer {count} questions at once", "ask fewer at a time, or use bf16 weights"):
+            columns = list(stream)
+        rows = [[token for column in columns if (token := column[row]) is not None] for row in range(count)]
+        return [Answer(self.processor.text.decode(ids), ids, run.trace) for ids in rows]

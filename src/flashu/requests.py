@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from flashu.run import Run
 from flashu.runtime.runner import Runner
 from flashu.runtime.tokens import Tokens
 
-Parts = tuple[list[int], list[int]]
-"""A question's token ids before and after its image."""
+Parts = Sequence[list[int]]
+"""A question's token ids before, between and after its images: one list more than there are images."""
+Shown: TypeAlias = "Picture | list[Picture] | tuple[Picture, ...]"
+"""What a question is about: one picture, or several (a list or tuple)."""
 
 
 def latent_size(model: ShowO2, processor: Processor, height: int, width: int) -> tuple[int, int]:
@@ -65,27 +68,50 @@ def asking(
     runner: Runner,
     processor: Processor,
     recipe: Recipe,
-    images: Sequence[Picture],
+    images: Sequence[Shown],
     questions: Sequence[str],
     max_new_tokens: int | None,
     choose: Callable[[Tensor], Tensor],
 ) -> tuple[Run, Iterator[list[int | None]]]:
-    """A run that answers one question per image, and the stream of its tokens (see `loops.decode`)."""
+    """A run that answers one question per image or group of images, and the stream of its tokens (see
+    `loops.decode`)."""
     assert isinstance(runner.model, ShowO2)
     check_questions(processor, images, questions)
-    parts = [processor.text.question(q) for q in questions]
-    distinct = {id(image): processor.pixels(image) for image in images}
+    groups = [list(shown) if isinstance(shown, list | tuple) else [shown] for shown in images]
+    parts = [processor.text.question_parts(q, len(group)) for q, group in zip(questions, groups, strict=True)]
+    distinct = {id(image): processor.pixels(image) for group in groups for image in group}
     budget = processor.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
     run = Run(runner, recipe, "understanding", positive("max_new_tokens", budget))
     latents = encoded(runner.model, processor, list(distinct.values()))
     place = {key: n for n, key in enumerate(distinct)}
-    x, tokens = question_rows(runner.model, latents, parts, [place[id(image)] for image in images])
+    x, tokens = question_rows(runner.model, latents, parts, [[place[id(image)] for image in group] for group in groups])
     return run, decode(run, x, tokens, choose, processor.text.ids.eos)
 
 
-def check_questions(processor: Processor, images: Sequence[Picture], questions: Sequence[str]) -> None:
+def talking(
+    runner: Runner,
+    processor: Processor,
+    recipe: Recipe,
+    messages: Sequence[str],
+    max_new_tokens: int | None,
+    choose: Callable[[Tensor], Tensor],
+) -> tuple[Run, Iterator[list[int | None]]]:
+    """A run that answers messages without images, and the stream of its tokens."""
+    rows = [torch.tensor(processor.text.message(message)) for message in messages]
+    budget = processor.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
+    run = Run(runner, recipe, "understanding", positive("max_new_tokens", budget))
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(runner.model.device)
+    tokens = Tokens.text([len(row) for row in rows])
+    with torch.inference_mode():
+        x = runner.model.embed_text(ids)
+    return run, decode(run, x, tokens, choose, processor.text.ids.eos)
+
+
+def check_questions(processor: Processor, images: Sequence[Shown], questions: Sequence[str]) -> None:
     if not questions or len(images) != len(questions):
         raise ImageError(f"{len(images)} images for {len(questions)} questions: give one image per question")
+    if any(isinstance(shown, list | tuple) and not shown for shown in images):
+        raise ImageError("a question about no image: give at least one, or send a message without images")
     if processor.vae is None:
         raise FlashUError("this model was loaded without an autoencoder, so it cannot see images")
 
@@ -98,8 +124,11 @@ def encoded(model: ShowO2, processor: Processor, pixels: list[Tensor]) -> Tensor
 
 
 @torch.inference_mode()
-def question_rows(model: ShowO2, latents: Tensor, parts: list[Parts], shown: list[int]) -> tuple[Tensor, Tokens]:
-    """Rows [before, time, image, after], embedded and right-padded [B, S, h]; row r sees image ``shown[r]``.
+def question_rows(
+    model: ShowO2, latents: Tensor, parts: Sequence[Parts], shown: Sequence[int | Sequence[int]]
+) -> tuple[Tensor, Tokens]:
+    """Rows [before, time, image, (between, time, image,) after], embedded and right-padded [B, S, h]; row r sees the
+    image or images ``shown[r]``.
 
     Each image is embedded once, as clean data (t = 1).
     """
@@ -107,18 +136,25 @@ def question_rows(model: ShowO2, latents: Tensor, parts: list[Parts], shown: lis
     image = model.embed_latent(latents)
     block = torch.cat((time_token.expand(len(image), 1, -1), image), dim=1)
     count = block.shape[1]
-    tokens = Tokens.text([len(before) + count + len(after) for before, after in parts])
+    groups = [[seen] if isinstance(seen, int) else seen for seen in shown]
+    lengths = [sum(map(len, words)) + count * len(seen) for words, seen in zip(parts, groups, strict=True)]
+    tokens = Tokens.text(lengths)
     in_block, visual = tokens.block.clone(), tokens.visual.clone()
     x = torch.zeros(*tokens.shape, block.shape[-1], dtype=block.dtype, device=block.device)
     # The released script starts the block one token late: the time token is causal and eoi is inside.
     late = int(model.config.understanding_block == "script")
-    for n, (before, after) in enumerate(parts):
-        start, end = len(before), len(before) + count
-        words = model.embed_text(torch.tensor(before + after, device=model.device))
-        x[n, :start], x[n, start:end] = words[:start], block[shown[n]]
-        x[n, end : end + len(after)] = words[start:]
-        in_block[n, start + late : end + late] = IMAGE_BLOCK
-        visual[n, start + 1 : end] = True
+    for n, (texts, seen) in enumerate(zip(parts, groups, strict=True)):
+        words = model.embed_text(torch.tensor([token for ids in texts for token in ids], device=model.device))
+        at = 0
+        for number, (ids, embedded) in enumerate(zip(texts, words.split([len(ids) for ids in texts]), strict=True)):
+            x[n, at : at + len(ids)] = embedded
+            at += len(ids)
+            if number == len(seen):
+                break
+            x[n, at : at + count] = block[seen[number]]
+            in_block[n, at + late : at + count + late] = IMAGE_BLOCK + number
+            visual[n, at + 1 : at + count] = True
+            at += count
     return x, Tokens(tokens.pos, in_block, tokens.valid, visual)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from flashu.errors import FlashUError
 
 
 def choose(
@@ -34,3 +37,17 @@ def choose(
     p = logits.softmax(-1).cpu()
     rows = [torch.multinomial(p[n], 1, generator=generators[n] if generators else None) for n in range(len(p))]
     return torch.cat(rows).to(logits_BV.device)
+
+
+def chooser(
+    rows: int, *, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0
+) -> Callable[[Tensor], Tensor]:
+    """How the next tokens of ``rows`` rows are chosen; row i samples with seed + i. `FlashUError` for bad settings."""
+    if not 0 <= temperature < float("inf"):
+        raise FlashUError(f"temperature must be a finite number of at least 0, got {temperature}")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise FlashUError(f"top_k must be a whole number of at least 1, got {top_k!r}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise FlashUError(f"top_p must be in (0, 1], got {top_p}")
+    generators = [torch.Generator().manual_seed(seed + n) for n in range(rows)]
+    return partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)

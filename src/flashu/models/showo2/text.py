@@ -87,6 +87,17 @@ class Text:
         before = [self.ids.bos, *self.encode(self.chat.system), *self.encode(self.chat.user), self.ids.boi]
         return before, [self.ids.eoi, *words, *self.encode(self.chat.assistant)]
 
+    def question_parts(self, text: str, images: int) -> list[list[int]]:
+        """Ids before, between and after the images of a question about several, each image framed as a single one."""
+        before, after = self.question(text)
+        return [before, *[[self.ids.eoi, self.ids.boi]] * (images - 1), after]
+
+    def message(self, text: str) -> list[int]:
+        """Ids of a message without an image: [bos, system, user, words, assistant]."""
+        words = self._checked("message", text, self.max_question)
+        around = (self.encode(part) for part in (self.chat.system, self.chat.user))
+        return [self.ids.bos, *(token for part in around for token in part), *words, *self.encode(self.chat.assistant)]
+
     def padded_row(self, prompt_ids: Sequence[int], image_tokens: int, length: int) -> list[int]:
         """The original's row: prompt, time and image places, eoi, eos, then padding up to ``length``."""
         row = [*prompt_ids, *[self.ids.img_pad] * (image_tokens + 1), self.ids.eoi, self.ids.eos]
