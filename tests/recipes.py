@@ -5,7 +5,19 @@ from __future__ import annotations
 from itertools import combinations
 
 from flashu import Recipe
-from flashu.methods import AdaptiveGuidance, FFNPrune, HeadCache, LayerSkip, Method, TokenPrune
+from flashu.methods import (
+    AdaptiveGuidance,
+    ChangeCache,
+    FewerSteps,
+    FFNPrune,
+    GuidanceInterval,
+    HeadCache,
+    LayerSkip,
+    Method,
+    TaylorCache,
+    TokenPrune,
+    UnconditionalReuse,
+)
 
 GENERATION: dict[str, Method] = {
     "ffn_prune": FFNPrune("generation", 0.25, 0.3),
@@ -18,6 +30,13 @@ UNDERSTANDING: dict[str, Method] = {
     "layer_skip": LayerSkip("understanding", 0.34, 3, 0.3),
     "token_prune": TokenPrune("understanding", 2, 0.5),
 }
+OPPONENTS: tuple[Method, ...] = (
+    FewerSteps("generation", 0.6),
+    GuidanceInterval("generation", 0.2, 0.7),
+    UnconditionalReuse("generation", 3, 0.2),
+    TaylorCache("generation", 3, 2, 0.2),
+    ChangeCache("generation", 0.2, 0.2),
+)
 
 
 def subsets(methods: dict[str, Method]) -> dict[str, Recipe]:

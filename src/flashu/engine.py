@@ -142,7 +142,7 @@ class Engine:
             run, canvas = requests.drawing(
                 self.fitted.runner(self.model), self.processor, self.recipe, part, size, steps, scale
             )
-            times = flow.grid(run.forwards, defaults.shift if shift is None else shift)
+            times = flow.times(run.forwards, defaults.shift if shift is None else shift, self.recipe.solver)
             with enough_memory(
                 f"draw {len(part)} images at once", "use a smaller batch_size or image, or bf16 weights"
             ):

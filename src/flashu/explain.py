@@ -6,7 +6,7 @@ FLOPs come from shapes (`flashu.cost`), per request, the autoencoder and the tim
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flashu import cost, flow
 from flashu.calibrate.bank import alignment, keep_count
@@ -105,17 +105,16 @@ def drawing(
     total = recipe.forwards(steps)
     if total < 1:
         raise FlashUError(f"{steps} steps leave no forward under recipe {recipe.name!r}: ask for more")
-    times = flow.grid(total, sizes.defaults.shift).tolist()
+    times = flow.times(total, sizes.defaults.shift, recipe.solver).tolist()
     tokens = sizes.max_text + image_tokens + 5 if recipe.padded else image_tokens + 1
     past = 0 if recipe.padded else prompt_tokens
     prompts: dict[tuple[LayerPlan, int], Prompt] = {}
     forwards = []
-    kept = False
+    kept, gap = 0, False
     for step, plan in folded(recipe, "generation", total, cfg.llm.num_hidden_layers, scale):
-        rows = 1 if plan.guidance is None else 2
-        if plan.head == "reuse" and not kept:
-            plan = replace(plan, head="run")
-        kept = kept or plan.head == "run"
+        plan = plan.possible(kept, gap)
+        rows = plan.branches
+        kept, gap = rows if plan.head == "run" else kept, gap or rows == 2
         looks = plan.head == "run" or plan.probe != "off"
         flops = rows * cost.head_out(cfg, image_tokens)
         if looks:

@@ -5,7 +5,7 @@ Methods fold into a `Plan` before each forward; the model is told its `LayerPlan
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Task = Literal["generation", "understanding"]
@@ -18,6 +18,8 @@ Probe = Literal["off", "tokens", "last", "normed"]
 Side = Literal["largest", "smallest"]
 Score = Literal["value_norm", "key_norm", "attention", "random", "duplication"]
 """What visual tokens are pruned by; see `runtime.scores`."""
+SOLVERS = ("euler", "adams", "heun")
+"""How velocities become latents; see `flow`."""
 FULL = "full"
 """Name of the unpruned FFN."""
 
@@ -61,19 +63,42 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the loop is told about one forward."""
+    """What the loop is told about one forward.
+
+    ``order``: of the polynomial through kept head features that a reuse continues; 0 takes the latest as they are.
+    ``unconditional``: "reuse" leaves the unconditional branch out and keeps its distance to the conditional one.
+    """
 
     layers: LayerPlan = field(default_factory=LayerPlan)
     head: Literal["run", "reuse"] = "run"
     guidance: float | None = None
     probe: Probe = "off"
+    order: int = 0
+    unconditional: Literal["run", "reuse"] = "run"
+
+    @property
+    def branches(self) -> int:
+        """Rows computed per image: the conditional one, and under guidance the unconditional one."""
+        return 1 if self.guidance is None or self.unconditional == "reuse" else 2
+
+    def possible(self, kept: int, gap: bool) -> Plan:
+        """This plan with what cannot be reused computed: features kept of ``kept`` branches (0: none), and ``gap``,
+        whether the branches' distance is known."""
+        plan = self
+        if plan.unconditional == "reuse" and (plan.guidance is None or not gap):
+            plan = replace(plan, unconditional="run")
+        if plan.head == "reuse" and kept < plan.branches:
+            plan = replace(plan, head="run")
+        return plan
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a run has observed so far: the latest probe's similarity of each layer."""
+    """What a run has observed so far: the latest probe's similarity of each layer; ``drift``, the relative change of
+    the latents since the head last ran (only for recipes that read it)."""
 
     similarity: tuple[float, ...] | None = None
+    drift: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

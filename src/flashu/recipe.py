@@ -11,7 +11,7 @@ from typing import Any
 
 from flashu.errors import RecipeError
 from flashu.methods import METHODS, AdaptiveGuidance, FFNPrune, HeadCache, LayerSkip, Method, TokenPrune
-from flashu.plan import TASKS, Plan, Room, Seen, Side, Step, Task
+from flashu.plan import SOLVERS, TASKS, Plan, Room, Seen, Side, Step, Task
 
 
 @dataclass(frozen=True)
@@ -20,22 +20,30 @@ class Recipe:
 
     ``padded``: compute whole rows padded to full length every forward, as the original program does, instead of the
     prompt once and the image block. ``reference``: reproduce the released FlashU program rather than the paper: padded
-    rows, as many time points as steps (one forward fewer), calibration on text embeddings.
+    rows, as many time points as steps (one forward fewer), calibration on text embeddings. ``solver``: how velocities
+    become latents (`flow`).
     """
 
     methods: tuple[Method, ...] = ()
     name: str = "custom"
     reference: bool = False
     padded: bool = False
+    solver: str = "euler"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(self.methods))
         object.__setattr__(self, "padded", self.padded or self.reference)
+        if self.solver not in SOLVERS:
+            raise RecipeError(f"there is no solver {self.solver!r}: known are {', '.join(SOLVERS)}")
         for task in TASKS:
             writers = Counter(field for m in self.of(task) for field in m.writes)
             clashes = sorted(field for field, n in writers.items() if n > 1)
             if clashes:
                 raise RecipeError(f"recipe {self.name!r}: several methods write {', '.join(clashes)} for {task}")
+
+    def reads(self, observed: str, task: Task) -> bool:
+        """Whether a method for the task decides by this field of `Seen`."""
+        return any(observed in m.reads for m in self.of(task))
 
     def of(self, task: Task) -> tuple[Method, ...]:
         return tuple(m for m in self.methods if m.task == task)
@@ -83,12 +91,12 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         flags = {"reference": self.reference, "padded": self.padded}
-        return {"name": self.name, **flags, "methods": [m.to_dict() for m in self.methods]}
+        return {"name": self.name, **flags, "solver": self.solver, "methods": [m.to_dict() for m in self.methods]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Recipe:
         """Inverse of :meth:`to_dict`; unknown methods, settings or keys raise `RecipeError`."""
-        unknown = set(data) - {"name", "reference", "padded", "methods"}
+        unknown = set(data) - {"name", "reference", "padded", "solver", "methods"}
         if unknown:
             raise RecipeError(f"unknown recipe keys {sorted(unknown)}")
         methods = []
@@ -101,8 +109,8 @@ class Recipe:
                 methods.append(METHODS[name](**settings))
             except TypeError as error:
                 raise RecipeError(f"{name}: {error}") from error
-        flags = (bool(data.get(flag, False)) for flag in ("reference", "padded"))
-        return cls(tuple(methods), data.get("name", "custom"), *flags)
+        flags = {flag: bool(data.get(flag, False)) for flag in ("reference", "padded")}
+        return cls(tuple(methods), data.get("name", "custom"), **flags, solver=data.get("solver", "euler"))
 
     @classmethod
     def from_file(cls, path: str | Path) -> Recipe:
@@ -218,8 +226,8 @@ def fast() -> Recipe:
 
 
 def quality() -> Recipe:
-    """FlashU held back: less pruned, no skipped layers, a longer full window."""
-    careful = UnderstandingConfig(r_p=0.10, r_LS=0, token_ratio=0.25, token_side="calibrated")
+    """FlashU held back: less pruned, no skipped layers, every visual token kept, a longer full window."""
+    careful = UnderstandingConfig(r_p=0.10, r_LS=0, token_ratio=0)
     return FlashUConfig(r_p=0.10, r_LS=0, T_cache=2, tau=0.4, understanding=careful).recipe("quality")
 
 

@@ -13,6 +13,9 @@ from flashu.plan import LayerPlan, Plan, Seen, Step, Task
 from flashu.recipe import Recipe
 from flashu.runtime.runner import KV, Runner, View
 
+HISTORY = 3
+"""Head features kept: as many as a polynomial of order two needs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -37,7 +40,8 @@ class Prefix:
 
 
 class Run:
-    """Plans the forwards of one request and keeps what they share: prompt prefixes, head features, the trace."""
+    """Plans the forwards of one request and keeps what they share: prompt prefixes, head features (``kept``: of which
+    forward, of ``branches`` branches), the ``gap`` between the branches' velocities, the trace."""
 
     def __init__(
         self, runner: Runner, recipe: Recipe, task: Task, forwards: int, *, guidance: float | None = None
@@ -48,8 +52,11 @@ class Run:
         self.forwards = forwards
         self.guidance = guidance
         self.seen = Seen()
-        self.features: Tensor | None = None
+        self.kept: list[tuple[int, Tensor]] = []
+        self.branches = 0
+        self.gap: Tensor | None = None
         self.trace: list[Record] = []
+        self._anchor: Tensor | None = None
         self._prefixes: dict[tuple[LayerPlan, int], Prefix] = {}
 
     def steps(self) -> Iterator[Step]:
@@ -59,16 +66,49 @@ class Run:
     def plan(self, step: Step) -> Plan:
         """What this forward computes. Without kept features of its rows there is nothing to reuse, so the head runs."""
         plan = self.recipe.plan(step, self.seen, self.guidance)
-        if plan.head == "reuse" and self.features is None:
-            plan = replace(plan, head="run")
-        return plan
+        return plan.possible(self.branches if self.kept else 0, self.gap is not None)
+
+    @property
+    def features(self) -> Tensor | None:
+        """The latest head features [rows, N, d]."""
+        return self.kept[-1][1] if self.kept else None
+
+    def keep(self, features: Tensor, branches: int) -> None:
+        """Keep the head features of the forward under way; earlier ones stay while they are of the same rows."""
+        if branches != self.branches:
+            self.kept, self.branches = [], branches
+        self.kept = [*self.kept, (len(self.trace), features)][-HISTORY:]
+
+    def recall(self, order: int) -> Tensor:
+        """Head features for the forward last noted: the latest kept, or continued by a Taylor polynomial through as
+        many as ``order`` asks for and there are (TaylorSeer)."""
+        (at, last), *earlier = reversed(self.kept)
+        ahead = len(self.trace) - 1 - at
+        if not order or not earlier or not ahead:
+            return last
+        slope = (last - earlier[0][1]) / (at - earlier[0][0])
+        continued = last + ahead * slope
+        if order == 1 or len(earlier) == 1:
+            return continued
+        before = (earlier[0][1] - earlier[1][1]) / (earlier[0][0] - earlier[1][0])
+        return continued + ahead**2 * (slope - before) / (at - earlier[1][0])
+
+    def see(self, latents: Tensor) -> None:
+        """Note how far the latents have moved since the head last ran, if the recipe wants to know."""
+        if self.recipe.reads("drift", self.task) and self._anchor is not None:
+            drift = (latents - self._anchor).abs().mean() / self._anchor.abs().mean()
+            self.seen = replace(self.seen, drift=float(drift))
+
+    def anchor(self, latents: Tensor) -> None:
+        """The head runs on these latents."""
+        self._anchor = latents
 
     def note(
         self, step: Step, plan: Plan, rows: int, tokens: int, past: int, similarity: tuple[float, ...] | None
     ) -> None:
         """Record a finished forward."""
         if similarity is not None:
-            self.seen = Seen(similarity)
+            self.seen = replace(self.seen, similarity=similarity)
         self.trace.append(Record(step, plan, rows, tokens, past, similarity))
 
     def prefix(self, layers: LayerPlan, canvas: Canvas) -> Prefix:

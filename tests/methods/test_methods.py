@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.recipes import GENERATION, UNDERSTANDING, subsets
+from tests.recipes import GENERATION, OPPONENTS, UNDERSTANDING, subsets
 
 import flashu
 from flashu.methods import METHODS, AdaptiveGuidance, FFNPrune, HeadCache, LayerSkip, TokenPrune
@@ -182,7 +182,7 @@ def test_clashing_writes_are_refused() -> None:
 
 
 def test_every_method_is_in_the_list_and_documented() -> None:
-    assert {m.name for m in (*GENERATION.values(), *UNDERSTANDING.values())} == set(METHODS)
+    assert {m.name for m in (*GENERATION.values(), *UNDERSTANDING.values(), *OPPONENTS)} == set(METHODS)
     for method in METHODS.values():
         assert method.__doc__
         assert method.writes

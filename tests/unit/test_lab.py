@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import IDS, TINY, Pixels, words
 from torch.nn import functional as F
 
 import flashu
-from conftest import IDS, TINY, Pixels, words
 from flashu.analysis import pareto, specialization
 from flashu.analysis.components import parts, stopwatch
 from flashu.analysis.contest import Contender, Place, drawing

@@ -17,6 +17,7 @@ from flashu.dropin.grid import DEMO
 from flashu.dropin.masks import moved_to_training, tokens_of
 from flashu.dropin.talking import talk
 from flashu.dropin.tuning import lacks, tune_on_drawing, tune_on_question
+from flashu.errors import RecipeError
 from flashu.fitted import Fitted
 from flashu.models.showo2 import naive
 from flashu.models.showo2.model import ShowO2
@@ -49,6 +50,8 @@ class DropIn:
         self.model: ShowO2 = adopted(
             module, exact_rope=exact_rope, unpatchify=unpatchify, understanding_block=understanding_block
         )
+        if recipe.solver != "euler":
+            raise RecipeError(f"the program's own sampler moves the latents, so the solver cannot be {recipe.solver}")
         self.fitted = Fitted(recipe, calibration, Rooms())
         self.fitted.check(self.model)
         self._asked = recipe

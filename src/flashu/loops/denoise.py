@@ -18,18 +18,20 @@ OnStep = Callable[[Step, Plan, Tensor], None]
 
 @torch.inference_mode()
 def denoise(run: Run, canvas: Canvas, z: Tensor, times: Tensor, on_step: OnStep | None = None) -> Tensor:
-    """Integrate latents z [B, c, H, W] (fp32 noise) along ``times`` [forwards + 1]; returns the final latents.
+    """Integrate latents z [B, c, H, W] (fp32 noise) along ``times`` [forwards + 1] of the recipe's solver; returns the
+    final latents.
 
     ``canvas`` has B conditional rows, then B unconditional ones if the run has a guidance scale.
     """
     model = run.runner.model
     embeddings, time_tokens = model.embed_time(times[:-1].to(model.device))
     sizes = times.diff().tolist()
+    solver = flow.SOLVERS[run.recipe.solver]()
     texts = None if canvas.ids is None else model.embed_text(canvas.ids.to(model.device))
     for step in run.steps():
         e_t, time_token = embeddings[step.index][None], time_tokens[step.index][None, None]
         plan, v = evaluate(run, canvas, step, z, e_t, time_token, texts)
-        z = flow.euler(z, v, sizes[step.index])
+        z = solver.advance(z, v, sizes[step.index])
         if on_step is not None:
             on_step(step, plan, z)
     return z
@@ -39,8 +41,9 @@ def evaluate(
     run: Run, canvas: Canvas, step: Step, z: Tensor, e_t: Tensor, time_token: Tensor, texts: Tensor | None
 ) -> tuple[Plan, Tensor]:
     """One forward of a run: its plan and the guided velocity [B, c, H, W] of latents z; arguments as of `look`."""
+    run.see(z)
     plan = run.plan(step)
-    rows = canvas if plan.guidance is not None else canvas.branch(len(z))
+    rows = canvas if plan.branches == 2 else canvas.branch(len(z))
     if plan.head == "run" or plan.probe != "off":
         similarity = look(run, rows, plan, z, e_t, time_token, texts)
         past = 0 if rows.prefix is None else rows.prefix.shape[1]
@@ -72,17 +75,23 @@ def look(
         where = canvas.is_image
         where = None if where is None else where.to(model.device)
         features, _ = runner.head(done.hidden, e_t, prefix.view, prefix.head, where)
-        run.features = features.gather(1, at[:, 1:, None].expand(-1, -1, features.shape[-1]))
+        features = features.gather(1, at[:, 1:, None].expand(-1, -1, features.shape[-1]))
+        run.keep(features, plan.branches)
+        run.anchor(z)
     return done.similarity
 
 
 def velocity(run: Run, plan: Plan, z: Tensor, e_t: Tensor) -> Tensor:
     """Guided velocity [B, c, H, W] from the kept features."""
     model = run.runner.model
-    assert run.features is not None
-    features = run.features if plan.guidance is not None else run.features[: len(z)]
+    features = run.recall(plan.order)[: plan.branches * len(z)]
     v = model.unpatchify(model.head_out(features, e_t), *z.shape[-2:])
     if plan.guidance is None:
         return v
+    if plan.branches == 1:
+        # v_u + s (v_c - v_u) with the last known distance of the branches
+        assert run.gap is not None
+        return v + (plan.guidance - 1) * run.gap
     conditional, unconditional = v.chunk(2)
+    run.gap = conditional - unconditional
     return flow.guide(conditional, unconditional, plan.guidance)

@@ -1,12 +1,36 @@
 """The methods, one file each. Adding one: its file, a line here, a row in docs/methods.md, a test recipe."""
 
 from flashu.methods.base import Method
+from flashu.methods.change_cache import ChangeCache
+from flashu.methods.fewer_steps import FewerSteps
 from flashu.methods.ffn_prune import FFNPrune
 from flashu.methods.guidance import AdaptiveGuidance
+from flashu.methods.guidance_interval import GuidanceInterval
 from flashu.methods.head_cache import HeadCache
 from flashu.methods.layer_skip import LayerSkip
+from flashu.methods.taylor_cache import TaylorCache
 from flashu.methods.token_prune import TokenPrune
+from flashu.methods.unconditional_reuse import UnconditionalReuse
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (FFNPrune, LayerSkip, AdaptiveGuidance, HeadCache, TokenPrune)}
+OWN: tuple[type[Method], ...] = (FFNPrune, LayerSkip, AdaptiveGuidance, HeadCache, TokenPrune)
+"""FlashU's."""
+OPPONENTS: tuple[type[Method], ...] = (FewerSteps, GuidanceInterval, UnconditionalReuse, TaylorCache, ChangeCache)
+"""What FlashU is compared with."""
+METHODS: dict[str, type[Method]] = {m.name: m for m in (*OWN, *OPPONENTS)}
 
-__all__ = ["METHODS", "AdaptiveGuidance", "FFNPrune", "HeadCache", "LayerSkip", "Method", "TokenPrune"]
+__all__ = [
+    "METHODS",
+    "OPPONENTS",
+    "OWN",
+    "AdaptiveGuidance",
+    "ChangeCache",
+    "FFNPrune",
+    "FewerSteps",
+    "GuidanceInterval",
+    "HeadCache",
+    "LayerSkip",
+    "Method",
+    "TaylorCache",
+    "TokenPrune",
+    "UnconditionalReuse",
+]

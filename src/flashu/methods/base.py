@@ -13,12 +13,14 @@ from flashu.plan import Plan, Room, Seen, Side, Step, Task, share
 class Method:
     """Base of all methods. A subclass is a frozen dataclass in its own file.
 
-    ``writes``: the plan fields it alone may write, so methods commute. ``task``: the task it is for.
+    ``writes``: the plan fields it alone may write, so methods commute. ``reads``: what it decides by of what a run
+    has seen and would not note otherwise. ``task``: the task it is for.
     """
 
     name: ClassVar[str]
     tasks: ClassVar[frozenset[Task]]
     writes: ClassVar[frozenset[str]]
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     task: Task
 

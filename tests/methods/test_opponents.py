@@ -1,0 +1,194 @@
+"""What FlashU is compared with: solvers and caches against what they must reduce to, and against calculus."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from tests.recipes import GENERATION, OPPONENTS
+
+import flashu
+from flashu import Recipe, flow
+from flashu.methods import (
+    AdaptiveGuidance,
+    ChangeCache,
+    FewerSteps,
+    GuidanceInterval,
+    HeadCache,
+    Method,
+    TaylorCache,
+    UnconditionalReuse,
+)
+from flashu.plan import SOLVERS, Plan
+from flashu.run import Run
+from flashu.runtime.runner import Runner
+
+PROMPTS, STEPS = ["w1 w2 w3", "w9"], 12
+
+
+def drawn(
+    engine: flashu.Engine, *methods: Method, solver: str = "euler", steps: int = STEPS, **settings
+) -> flashu.Generation:
+    other = engine.with_recipe(Recipe(methods, "test", solver=solver))
+    return other.generate(PROMPTS, steps=steps, **settings)
+
+
+NOTHING: tuple[Method, ...] = (
+    FewerSteps(steps=STEPS),
+    GuidanceInterval(stop=1.0),
+    UnconditionalReuse(interval=1),
+    UnconditionalReuse(interval=3, tau=STEPS),
+    TaylorCache(interval=1),
+    ChangeCache(threshold=0.0),
+)
+
+
+@pytest.mark.parametrize("method", NOTHING, ids=str)
+def test_with_nothing_to_do_they_are_vanilla(tiny_engine: flashu.Engine, method: Method) -> None:
+    assert torch.equal(drawn(tiny_engine, method).latents, drawn(tiny_engine).latents)
+
+
+def test_fewer_steps_are_fewer_steps(tiny_engine: flashu.Engine) -> None:
+    assert torch.equal(drawn(tiny_engine, FewerSteps(steps=0.5)).latents, drawn(tiny_engine, steps=6).latents)
+
+
+def test_outside_the_interval_there_is_no_unconditional_branch(tiny_engine: flashu.Engine) -> None:
+    made = drawn(tiny_engine, GuidanceInterval(start=0.25, stop=0.5))
+    assert [r.rows for r in made.trace] == [2] * 3 + [4] * 3 + [2] * 6
+    nowhere = drawn(tiny_engine, GuidanceInterval(start=0.0, stop=0.01))
+    assert torch.allclose(nowhere.latents, drawn(tiny_engine, guidance=1.0).latents, atol=1e-5)
+
+
+def test_the_unconditional_branch_is_computed_now_and_then(tiny_engine: flashu.Engine) -> None:
+    made = drawn(tiny_engine, UnconditionalReuse(interval=4, tau=2))
+    assert [r.rows for r in made.trace] == [4, 2, 2, 2, 4, 2, 2, 2, 4, 2, 4, 4]
+    alone = drawn(tiny_engine, UnconditionalReuse(interval=4), guidance=1.0)
+    assert torch.equal(alone.latents, drawn(tiny_engine, guidance=1.0).latents)
+
+
+def test_a_taylor_cache_of_order_zero_is_the_head_cache(tiny_engine: flashu.Engine) -> None:
+    taylor, cache = (drawn(tiny_engine, m) for m in (TaylorCache(interval=3, order=0), HeadCache("generation", 3, 0.0)))
+    assert torch.equal(taylor.latents, cache.latents)
+    assert [r.rows for r in taylor.trace] == [4, 0, 0] * 4
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_features_continue_a_polynomial_of_their_order(order: int, tiny_engine: flashu.Engine) -> None:
+    """Backward differences of a line are exact; of a parabola the extrapolation is TaylorSeer's."""
+    run = Run(Runner(tiny_engine.model), Recipe(), "generation", 20)
+
+    def value(i: int) -> torch.Tensor:
+        return torch.tensor([3.0 + 2 * i + (0.5 * i * i if order == 2 else 0)])
+
+    record = drawn(tiny_engine).trace[0]
+    for i in (0, 3, 6):
+        run.trace = [record] * i
+        run.keep(value(i), 1)
+    run.trace = [record] * 9  # the forward numbered 8 has just been noted
+    slope = (value(6) - value(3)) / 3
+    bend = (slope - (value(3) - value(0)) / 3) / 3
+    expected = value(6) + 2 * slope + (2**2 / 2) * bend * (order == 2)
+    assert torch.allclose(run.recall(order), expected)
+    if order == 1:
+        assert torch.allclose(run.recall(1), value(8))
+    assert torch.equal(run.recall(0), value(6))
+
+
+def test_the_head_runs_again_when_the_latents_have_moved(tiny_engine: flashu.Engine) -> None:
+    made = drawn(tiny_engine, ChangeCache(threshold=0.3))
+    looked = [r.rows > 0 for r in made.trace]
+    assert looked[0]
+    assert 1 < sum(looked) < STEPS
+    assert sum(r.rows > 0 for r in drawn(tiny_engine, ChangeCache(threshold=1e6)).trace) == 1
+
+
+def test_reuse_never_lacks_rows(tiny_engine: flashu.Engine) -> None:
+    """When guidance comes back, features of the conditional rows alone are not enough: the head runs."""
+    made = drawn(tiny_engine, GuidanceInterval(start=0.5, stop=1.0), HeadCache("generation", 4, 0.0))
+    assert [r.rows for r in made.trace] == [2, 0, 0, 0, 2, 0, 4, 0, 4, 0, 0, 0]
+
+
+PAIRS = [
+    (a, b)
+    for a, b in combinations((*OPPONENTS, *GENERATION.values()), 2)
+    if not a.writes & b.writes and {a, b} & set(OPPONENTS)
+]
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS, ids=lambda m: m.name)
+def test_pairs_draw_and_are_explained(tiny_engine: flashu.Engine, a: Method, b: Method) -> None:
+    engine = tiny_engine.with_recipe(Recipe((a, b), "pair"))
+    made = engine.generate(PROMPTS[:1], steps=STEPS)
+    assert bool(made.latents.isfinite().all())
+    table = engine.explain("generation", steps=STEPS)
+    assert len(table.forwards) == len(made.trace)
+    if "drift" not in (a.reads | b.reads):  # what has moved is known at run time only
+        assert [f.rows if f.looks else 0 for f in table.forwards] == [r.rows for r in made.trace]
+
+
+def solved(solver: str, forwards: int) -> float:
+    """Error at t = 1 of dz/dt = -2 z + sin(5 t), z(0) = 1."""
+    times = flow.times(forwards, 3.0, solver)
+    z, state = torch.ones(1, dtype=torch.float64), flow.SOLVERS[solver]()
+    for t, dt in zip(times[:-1].double().tolist(), times.double().diff().tolist(), strict=True):
+        z = state.advance(z, -2 * z + math.sin(5 * t), dt)
+    particular = (2 * math.sin(5.0) - 5 * math.cos(5.0)) / 29
+    return abs(float(z) - (particular + (1 + 5 / 29) * math.exp(-2.0)))
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("adams", 2), ("heun", 2)])
+def test_solvers_have_their_order(solver: str, order: int) -> None:
+    coarse, fine = solved(solver, 101), solved(solver, 401)
+    assert math.log(coarse / fine, 4) == pytest.approx(order, abs=0.25)
+
+
+def test_heun_evaluates_inner_times_twice() -> None:
+    assert set(flow.SOLVERS) == set(SOLVERS)
+    for forwards in range(1, 9):
+        times = flow.times(forwards, 3.0, "heun").tolist()
+        assert len(times) == forwards + 1
+        assert times == sorted(times)
+        assert (times[0], times[-1]) == (0, 1)
+        assert times[-2] < 1
+    five = flow.times(5, 1.0, "heun").tolist()
+    assert five == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1])
+
+
+@pytest.mark.parametrize("solver", ["adams", "heun"])
+def test_solvers_draw(tiny_engine: flashu.Engine, solver: str) -> None:
+    made = drawn(tiny_engine, solver=solver)
+    assert len(made.trace) == STEPS
+    assert not torch.equal(made.latents, drawn(tiny_engine).latents)
+    one = drawn(tiny_engine, solver=solver, steps=1)
+    assert torch.equal(one.latents, drawn(tiny_engine, steps=1).latents)
+    recipe = Recipe((), "x", solver=solver)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Recipe(solver="rk45"), "no solver"),
+        (lambda: FewerSteps(steps=0), "steps must be"),
+        (lambda: GuidanceInterval(start=0.5, stop=0.5), "from start to stop"),
+        (lambda: UnconditionalReuse(interval=0), "interval"),
+        (lambda: TaylorCache(order=3), "order is 0 to 2"),
+        (lambda: ChangeCache(threshold=-1), "negative"),
+        (lambda: Recipe((HeadCache(), TaylorCache())), "several methods write head"),
+        (lambda: Recipe((AdaptiveGuidance(), GuidanceInterval())), "several methods write guidance"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, words: str) -> None:
+    with pytest.raises(flashu.RecipeError, match=words):
+        make()
+
+
+def test_a_plan_never_reuses_what_is_not_there() -> None:
+    reuse = Plan(head="reuse", guidance=2.0, unconditional="reuse")
+    assert reuse.possible(0, False) == Plan(guidance=2.0)
+    assert reuse.possible(1, True) == reuse
+    assert reuse.possible(2, False) == Plan(head="reuse", guidance=2.0)
+    assert reuse.possible(1, False) == Plan(guidance=2.0)
+    assert Plan(unconditional="reuse").possible(0, True).branches == 1
