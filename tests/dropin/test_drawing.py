@@ -263,3 +263,9 @@ def test_a_forgotten_instance_takes_its_patch_along(original: Original) -> None:
     del twin
     gc.collect()
     assert gone() is None
+
+
+def test_the_callers_sampler_is_the_solver(original: Original) -> None:
+    with pytest.raises(flashu.RecipeError, match="sampler"):
+        flashu.apply_flashu_patch(original, flashu.Recipe(solver="heun"))
+    assert "t2i_generate" not in vars(original)
