@@ -87,20 +87,29 @@ def test_a_run_is_composed_from_the_mean_of_each_kind() -> None:
 
 def test_kinds_tell_costs_apart_and_nothing_else() -> None:
     skipped = [LayerPlan(frozenset({1, 2})), LayerPlan(frozenset({3, 4}))]
-    assert len({kind_of(Plan(layers, guidance=g), "denoise") for layers in skipped for g in (2.0, 5.0)}) == 1
-    assert kind_of(Plan(skipped[0], head="reuse"), "denoise") == kind_of(Plan(head="reuse"), "denoise")
-    assert kind_of(Plan(head="reuse", probe="tokens"), "denoise").probe
+    assert len({kind_of(Plan(layers, guidance=g), "denoise", {}) for layers in skipped for g in (2.0, 5.0)}) == 1
+    assert kind_of(Plan(skipped[0], head="reuse"), "denoise", {}) == kind_of(Plan(head="reuse"), "denoise", {})
+    assert kind_of(Plan(head="reuse", probe="tokens"), "denoise", {}).probe
+    pruned = Plan(LayerPlan(ffn="generation"))
+    assert len({kind_of(pruned, "denoise", {"generation": share}) for share in (0.2, 0.2, 0.3)}) == 2
 
 
 def test_prompts_are_tallied_once_per_layer_plan() -> None:
     one, two = LayerPlan(frozenset({1})), LayerPlan(frozenset({2}))
     plans = [("denoise", Plan(layers)) for layers in (one, one, two, one)] + [("denoise", Plan(two, head="reuse"))]
-    assert tally(plans, prompts=True) == {
-        kind_of(Plan(one), "denoise"): 4,
-        Kind("reuse"): 1,
-        Kind(PROMPT, skipped=1): 2,
-    }
-    assert script(plans) == [Plan(one), Plan(two, head="reuse")]
+    full = kind_of(Plan(one), "denoise", {})
+    assert tally(plans, {}, prompts=True) == {full: 4, Kind("reuse"): 1, Kind(PROMPT, skipped=1): 2}
+
+
+def test_a_script_meets_each_kind_once_and_none_that_is_known() -> None:
+    full, reuse = Plan(LayerPlan(frozenset({1}))), Plan(head="reuse")
+    plans = [("denoise", full), ("denoise", full), ("denoise", reuse), ("denoise", reuse)]
+    assert script(plans, {}) == [full, reuse]
+    assert script(plans, {}, known={Kind("reuse")}) == [full]
+    assert script(plans, {}, known={kind_of(full, "denoise", {})}) == [full, reuse]  # nothing to reuse otherwise
+    answer = [("prefill", full), ("decode", full), ("decode", full)]
+    assert script(answer, {}, each=3) == [full, full, full, full]
+    assert script(answer, {}, {kind_of(full, step, {}) for step, _ in answer}) == []
 
 
 def test_fewer_steps_cost_what_the_other_row_costs() -> None:

@@ -66,11 +66,11 @@ def test_original_flops_by_hand(tiny: flashu.ShowO2) -> None:
 
 
 def test_bytes_are_each_weight_once(tiny: flashu.ShowO2) -> None:
-    reads = Reads(tiny, {"generation": 48}, cached=10)
+    reads = Reads(tiny, cached=10)
     whole = reads.of(Kind(ORIGINAL), drawing=True)
     outside = size(tiny.time_embed, tiny.time_embed_proj, tiny.showo.model.norm)
     assert whole == size(tiny) - outside
-    assert reads.of(Kind("denoise", ffn="generation"), True) == whole - reads.logits - 6 * 48 * 3 * 64 * 4
+    assert reads.of(Kind("denoise", pruned=0.5), True) == whole - reads.logits - 6 * 48 * 3 * 64 * 4
     assert reads.of(Kind("decode"), False) - reads.of(Kind("prefill"), False) == 10 * 6 * 2 * 2 * 16 * 4
 
 
@@ -80,7 +80,7 @@ def test_the_original_draws_and_says_what_the_exact_engine_does() -> None:
     watched = original.WatchedOriginal(about.model, Watch(Ticks()))
     exact = lane("exact", about, Ticks())
     exact.steps = 5  # type: ignore[attr-defined]
-    torch.testing.assert_close(original.draw(watched, about, 5), exact.draw(short=False), rtol=0, atol=1e-3)
+    torch.testing.assert_close(original.draw(watched, about, 5), exact.draw(), rtol=0, atol=1e-3)
     seen = subject("mmu", new_tokens=5)
     tokens = original.answer(original.WatchedOriginal(seen.model, Watch(Ticks())), seen)
     said: list[int] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flashu import cost
 from flashu.bench.kinds import ORIGINAL, PROMPT, Kind
+from flashu.calibrate.bank import alignment, keep_count
 from flashu.models.showo2.config import ShowO2Config
 from flashu.models.showo2.model import ShowO2
-from flashu.plan import FULL
 
 
 def attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
@@ -68,14 +68,17 @@ def original_token(cfg: ShowO2Config, rows: int, length: int) -> int:
 
 
 class Reads:
-    """Bytes a forward cannot do without: every weight it uses once, and the cache. ``neurons``: of each pruned FFN;
-    ``cached``: tokens in the cache, over all rows of a batch."""
+    """Bytes a forward cannot do without: every weight it uses once, and the cache. ``cached``: tokens in the cache,
+    over all rows of a batch."""
 
-    def __init__(self, model: ShowO2, neurons: Mapping[str, int], cached: int) -> None:
+    def __init__(self, model: ShowO2, cached: int) -> None:
         layer, llm = model.get_submodule("showo.model.layers.0"), model.config.llm
         item = model.dtype.itemsize
-        self.neurons = {FULL: llm.intermediate_size, **neurons}
-        self.layers, self.neuron = llm.num_hidden_layers, 3 * llm.hidden_size * item
+        self.layers, self.neurons, self.neuron = (
+            llm.num_hidden_layers,
+            llm.intermediate_size,
+            3 * llm.hidden_size * item,
+        )
         self.attention = size(layer) - size(layer.get_submodule("mlp"))
         self.features = size(
             model.image_embedder_und, model.image_embedder_gen, model.und_trans, model.position_embedding
@@ -87,7 +90,8 @@ class Reads:
 
     def of(self, kind: Kind, drawing: bool) -> int:
         """Bytes one forward of a kind reads."""
-        decoder = (self.layers - kind.skipped) * (self.attention + self.neurons[kind.ffn] * self.neuron)
+        neurons = keep_count(self.neurons, kind.pruned, alignment(self.neurons)) if kind.pruned else self.neurons
+        decoder = (self.layers - kind.skipped) * (self.attention + neurons * self.neuron)
         reads = {
             "denoise": self.features + decoder + self.head + self.out,
             "reuse": self.out,

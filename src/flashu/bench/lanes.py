@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,12 +78,16 @@ class Lane:
         """How many forwards and prompt passes of each kind a whole run has."""
         raise NotImplementedError
 
-    def draw(self, short: bool) -> Tensor:
-        """Latents; ``short``: run one forward of each kind."""
+    def draw(self) -> Tensor:
+        """A whole run: latents."""
         raise NotImplementedError
 
-    def answer(self, short: bool) -> None:
-        """All tokens of the answers; ``short``: a few forwards of each kind."""
+    def answer(self) -> None:
+        """A whole run: all tokens of the answers."""
+        raise NotImplementedError
+
+    def meet(self, known: Container[Kind]) -> None:
+        """A short run that meets every kind of forward but the ``known``."""
         raise NotImplementedError
 
     def counts(self) -> Counter[Kind]:
@@ -94,15 +98,17 @@ class Lane:
             around.append(Kind(DECODE_IMAGE))
         return self.inside() + Counter(around)
 
-    def sample(self, at_least: float = 0.0) -> Take:
-        """A short run that meets every kind of forward, again and again for ``at_least`` seconds."""
-        return self._take(lambda: self.draw(True) if self.subject.task == "t2i" else self.answer(True), at_least)
+    def sample(self, at_least: float = 0.0, known: Container[Kind] = ()) -> Take:
+        """Short runs, again and again for ``at_least`` seconds; none if every kind is ``known``."""
+        if all(kind in known for kind in self.inside()):
+            return Take([], 0.0, None)
+        return self._take(lambda: self.meet(known), at_least)
 
     def whole(self) -> Take:
         """What a user waits for."""
         if self.subject.task == "mmu":
-            return self._take(lambda: self.answer(False))
-        return self._take(lambda: decode_image(self.watch, self.subject, self.draw(False)))
+            return self._take(self.answer)
+        return self._take(lambda: decode_image(self.watch, self.subject, self.draw()))
 
     def _take(self, play: Callable[[], object], at_least: float = 0.0) -> Take:
         clock = self.watch.clock
@@ -133,11 +139,17 @@ class OriginalLane(Lane):
     def inside(self) -> Counter[Kind]:
         return Counter({Kind(ORIGINAL, guided=self.guided): self.forwards})
 
-    def draw(self, short: bool) -> Tensor:
-        return original.draw(self.model, self.subject, 1 if short else self.forwards)
+    def draw(self) -> Tensor:
+        return original.draw(self.model, self.subject, self.forwards)
 
-    def answer(self, short: bool) -> None:
-        original.answer(self.model, self.subject, (0, self.forwards - 1) if short else None)
+    def answer(self) -> None:
+        original.answer(self.model, self.subject)
+
+    def meet(self, known: Container[Kind]) -> None:
+        if self.subject.task == "t2i":
+            original.draw(self.model, self.subject, 1)
+        else:
+            original.answer(self.model, self.subject, (0, self.forwards - 1))
 
 
 class RecipeLane(Lane):
@@ -150,6 +162,7 @@ class RecipeLane(Lane):
         # Which side is pruned does not change the cost; the other task's methods need not fit this model.
         self.recipe = replace(row.recipe, methods=row.recipe.of(task)).resolved("largest")
         self.steps = subject.steps
+        self.pruned = {m.mask: m.ratio for m in self.recipe.ffn_prunes()}
         self.recipe.check(Room(subject.name, subject.model.num_layers, subject.model.config.head.num_layers))
         model = WatchedModel(subject.model, self.watch)
         self.runner = WatchedRunner(model, banks.of(self.recipe, task), Rooms(compiled))
@@ -165,9 +178,15 @@ class RecipeLane(Lane):
         return [(step.kind, plan) for step, plan in sequence]
 
     def inside(self) -> Counter[Kind]:
-        return tally(self.plans(), prompts=self.subject.task == "t2i")
+        return tally(self.plans(), self.pruned, prompts=self.subject.task == "t2i")
 
-    def draw(self, short: bool) -> Tensor:
+    def meet(self, known: Container[Kind]) -> None:
+        if self.subject.task == "t2i":
+            self.draw(script(self.plans(), self.pruned, known))
+        else:
+            self.answer(script(self.plans(), self.pruned, known, REPEATED))
+
+    def draw(self, plans: Sequence[Plan] | None = None) -> Tensor:
         subject = self.subject
         self.watch.begin(Kind(SETUP))
         scale = subject.guidance or 0.0
@@ -175,17 +194,17 @@ class RecipeLane(Lane):
         run, canvas = requests.drawing(
             self.runner, subject.processor, self.recipe, rows, subject.size, self.steps, scale
         )
-        watched = WatchedRun(run, script(self.plans()) if short else None)
+        watched = WatchedRun(run, self.pruned, plans)
         times = flow.grid(watched.forwards, subject.processor.defaults.shift)
         z = denoise(watched, canvas, subject.noise(), times)
         self.watch.end()
         return z
 
-    def answer(self, short: bool) -> None:
+    def answer(self, plans: Sequence[Plan] | None = None) -> None:
         subject = self.subject
         self.watch.begin(Kind(ENCODE))
         run = Run(self.runner, self.recipe, "understanding", subject.new_tokens)
-        watched = WatchedRun(run, script(self.plans(), REPEATED) if short else None)
+        watched = WatchedRun(run, self.pruned, plans)
         latents = requests.encoded(subject.model, subject.processor, subject.pixels())
         shown = list(range(subject.batch))
         x, tokens = requests.question_rows(self.runner.model, latents, [subject.question] * subject.batch, shown)

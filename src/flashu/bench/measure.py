@@ -58,21 +58,21 @@ def bench(
     if not sampled:
         settle_fewer(lanes, {lane: [lane.sample(SHORTEST)] for lane in lanes if is_needed(lane, lanes)})
 
+    pools = [Pool(decoded(subject, clock)) for _ in range(repeats)] if sampled else []
+
     def play(lane: Lane, n: int) -> Take:
         say(f"round {n + 1} of {repeats}: {lane.row.name}")
-        return lane.sample(SHORTEST) if sampled else lane.whole()
+        return pools[n].add(lane) if sampled else lane.whole()
 
     takes = interleaved(lanes, repeats, play)
     if sampled:
-        settle_fewer(lanes, takes)
-        images = [decoded(subject, clock) for _ in range(repeats)]
         takes = {
-            lane: [replace(t, pieces=[*t.pieces, *image]) for t, image in zip(own, images, strict=True)]
-            for lane, own in takes.items()
+            lane: [pool.of(lane, take) for pool, take in zip(pools, own, strict=True)] for lane, own in takes.items()
         }
+        settle_fewer(lanes, takes)
     results = {}
     for lane in lanes:
-        result = summary(lane, takes[lane], flops[lane], sampled)
+        result = summary(lane, takes[lane], flops, sampled)
         if sampled and check:
             say(f"a whole run of {lane.row.name}")
             result = replace(result, whole_seconds=lane.whole().seconds)
@@ -105,21 +105,34 @@ def interleaved(lanes: Sequence[T], repeats: int, play: Callable[[T, int], Take]
     return takes
 
 
-def count_flops(lanes: Sequence[Lane], subject: Subject, banks: Banks, say: Say) -> dict[Lane, dict[Kind, float]]:
-    """FLOPs of each kind of piece, and the warm-up of every eager row. Compiled rooms do what eager ones do, so one
-    count serves both."""
-    counted: dict[str, dict[Kind, float]] = {}
-    found = {}
+class Pool:
+    """What one round of short runs met: a kind of forward that several rows share is timed once."""
+
+    def __init__(self, image: Sequence[Piece]) -> None:
+        self.met: dict[bool, list[Piece]] = {True: list(image), False: list(image)}
+
+    def add(self, lane: Lane) -> Take:
+        met = self.met[lane.row.compiled]
+        take = lane.sample(SHORTEST, known={piece.kind for piece in met})
+        met += take.pieces
+        return take
+
+    def of(self, lane: Lane, take: Take) -> Take:
+        """The pieces a lane's runs are composed of."""
+        wanted = lane.counts()
+        return replace(take, pieces=[piece for piece in self.met[lane.row.compiled] if piece.kind in wanted])
+
+
+def count_flops(lanes: Sequence[Lane], subject: Subject, banks: Banks, say: Say) -> dict[Kind, float]:
+    """FLOPs of one piece of each kind, and the warm-up of eager rooms. Compiled ones do the same work."""
+    counted: dict[Kind, float] = {}
     for lane in lanes:
-        name = "" if lane.row.recipe is None else lane.row.recipe.name
-        if name not in counted:
-            say(f"warming up and counting the FLOPs of {lane.row.name}")
-            clock = FlopClock()
-            eager = lane_of(lane.row, subject, banks, clock, compiled=False)
-            with counting(clock):
-                counted[name] = means(eager.sample().pieces)
-        found[lane] = counted[name]
-    return found
+        say(f"warming up and counting the FLOPs of {lane.row.name}")
+        clock = FlopClock()
+        eager = lane_of(lane.row, subject, banks, clock, compiled=False)
+        with counting(clock):
+            counted |= means(eager.sample(known=counted).pieces)
+    return counted
 
 
 def warm_up(lane: Lane, say: Say) -> float:

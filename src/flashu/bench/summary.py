@@ -13,7 +13,7 @@ from flashu.bench.kinds import DECODE_IMAGE, ENCODE, SETUP, Kind, components, co
 from flashu.bench.lanes import Lane, RecipeLane, Take
 from flashu.bench.result import KindResult, RowResult, Spread
 from flashu.bench.subject import TASK, Subject
-from flashu.explain import Sizes, bank_widths, tabulate
+from flashu.explain import Sizes, tabulate
 
 AROUND = frozenset({SETUP, ENCODE, DECODE_IMAGE})
 """Pieces whose FLOPs and bytes are not the model's forwards'."""
@@ -77,8 +77,7 @@ def predicted(lane: Lane) -> float:
 
 def reads_of(lane: Lane) -> Reads:
     subject = lane.subject
-    neurons = bank_widths(subject.model.config, lane.recipe) if isinstance(lane, RecipeLane) else {}
-    return Reads(subject.model, neurons, subject.batch * asked(subject))
+    return Reads(subject.model, subject.batch * asked(subject))
 
 
 def asked(subject: Subject) -> int:

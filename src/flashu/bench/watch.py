@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flashu.bench.kinds import Kind, Piece, kind_of, prompt_kind
+from flashu.bench.kinds import Kind, Piece, Pruned, kind_of, prompt_kind
 from flashu.loops.canvas import Canvas
 from flashu.models.layers import KeyValue
 from flashu.models.showo2.model import ShowO2
@@ -170,18 +170,18 @@ class WatchedRunner(Runner):
 class WatchedRun(Run):
     """A run whose forwards are pieces. ``plans``: what its forwards compute, instead of what the recipe says."""
 
-    def __init__(self, run: Run, plans: Sequence[Plan] | None = None) -> None:
+    def __init__(self, run: Run, pruned: Pruned, plans: Sequence[Plan] | None = None) -> None:
         forwards = run.forwards if plans is None else len(plans)
         super().__init__(run.runner, run.recipe, run.task, forwards, guidance=run.guidance)
         assert isinstance(run.runner, WatchedRunner)
         self.watch = run.runner.model.watch
-        self.plans = plans
+        self.pruned, self.plans = pruned, plans
 
     def plan(self, step: Step) -> Plan:
         plan = super().plan(step) if self.plans is None else self.plans[step.index]
-        self.watch.begin(kind_of(plan, step.kind))
+        self.watch.begin(kind_of(plan, step.kind, self.pruned))
         return plan
 
     def _prefill(self, layers: LayerPlan, canvas: Canvas) -> Prefix:
-        with self.watch.aside(prompt_kind(layers, self.guidance is not None)):
+        with self.watch.aside(prompt_kind(layers, self.guidance is not None, self.pruned)):
             return super()._prefill(layers, canvas)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Rope: TypeAlias = tuple[Tensor, Tensor]
-"""(cos, sin), each [B, 1, S, head_dim], fp32."""
+"""(cos, sin), each [B, 1, S, head_dim]; the first half of sin has its sign turned (see `rotate`)."""
 KeyValue: TypeAlias = tuple[Tensor, Tensor]
 """(k, v), each [B, kv_heads, T, head_dim]; keys are stored after the rotary embedding."""
 FFNWeights: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -33,9 +33,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        # Without a weight the fused norm ends in the working dtype, where the original multiplies by its own.
+        return self.weight * F.rms_norm(x, x.shape[-1:], None, self.eps)
 
 
 class RotaryEmbedding(nn.Module):
@@ -55,8 +54,8 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, pos_BS: Tensor) -> Rope:
         angles = pos_BS[:, None, :, None].float() * self.inv_freq.float()
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def llama3_scaled(inv_freq: Tensor, *, factor: float, low: float, high: float, original_length: float) -> Tensor:
@@ -67,10 +66,9 @@ def llama3_scaled(inv_freq: Tensor, *, factor: float, low: float, high: float, o
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Rotary embedding of x [B, H, S, head_dim]."""
-    cos, sin = (r.to(x.dtype) for r in rope)
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+    """Rotary embedding of x [B, H, S, head_dim]: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
+    cos, sin = rope
+    return x * cos.to(x.dtype) + x.roll(x.shape[-1] // 2, dims=-1) * sin.to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -79,11 +77,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     ``mask`` is bool (True = may attend) or additive, broadcastable to [B, H, S, T]; None = everything is visible.
     Each kv head serves H / H_kv consecutive query heads.
     """
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k = k[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
-        v = v[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):

@@ -37,6 +37,12 @@ def _head(
     return model.head_body(hidden, e_t, rope, mask, past, image)
 
 
+def full_weights(layer: Any) -> FFNWeights:
+    """A layer's own FFN as plain tensors, so that to a compiled room the full and a pruned FFN are the same code."""
+    gate, up, down = layer.mlp.weights()
+    return gate.detach(), up.detach(), down.detach()
+
+
 def _compiled(room: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     compiled = torch.compile(room, fullgraph=True, dynamic=True, **options)
 
@@ -61,5 +67,8 @@ class Rooms:
         self.layer: Callable[..., tuple[Tensor, KeyValue]] = _layer
         self.head: Callable[..., tuple[Tensor, list[KeyValue]]] = _head
         if compiled:
-            self.layer = _compiled(_layer, options)
+            layer = _compiled(_layer, options)
+            self.layer = lambda room, x, rope, mask, past, ffn: layer(
+                room, x, rope, mask, past, full_weights(room) if ffn is None else ffn
+            )
             self.head = _compiled(_head, options)

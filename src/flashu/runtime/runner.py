@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +101,7 @@ class Runner:
         seen_by: list[Tokens] = []
         similarity: list[Tensor] = []
         tapped: dict[str, Tensor] | None = {} if any(r.score in NEED_QUERY for r in plan.routes) else None
-        for i in range(model.num_layers):
+        for i, layer in enumerate(model.layers):
             for route in plan.routes:
                 if route.layer == i and (index := dropped(inner(tokens, caches[-1], x, tapped), route)) is not None:
                     tokens = tokens.gather(index.cpu())
@@ -114,12 +113,12 @@ class Runner:
             earlier = None if past is None else past.layers[i]
             if i in plan.skip:
                 if keep:
-                    caches.append(model.layers[i].keys_values(x, view.rope, earlier))
+                    caches.append(layer.keys_values(x, view.rope, earlier))
                     seen_by.append(tokens)
                 continue
-            weights = full_weights(model.layers[i]) if bank is None else bank[i]
+            weights = None if bank is None else bank[i]
             if self.observer is None and tapped is None:
-                y, kv = self.rooms.layer(model.layers[i], x, view.rope, view.mask, earlier, weights)
+                y, kv = self.rooms.layer(layer, x, view.rope, view.mask, earlier, weights)
             else:
                 tap = self._tap(i, x, tokens, tapped)
                 y, kv = model.layer(i, x, view.rope, view.mask, earlier, weights, tap)
@@ -160,12 +159,6 @@ def inner(tokens: Tokens, kv: KeyValue, output: Tensor, tapped: dict[str, Tensor
     """What the layer just run computed of ``tokens``, the newest of its keys and values."""
     key, value = (part[:, :, -tokens.shape[1] :] for part in kv)
     return Inner(tokens, key, value, output, None if tapped is None else tapped["query"])
-
-
-def full_weights(layer: Any) -> FFNWeights:
-    """A layer's own FFN as plain tensors, so that to a compiled room the full and a pruned FFN are the same code."""
-    gate, up, down = layer.mlp.weights()
-    return gate.detach(), up.detach(), down.detach()
 
 
 def joined(past: KV | None, added: Sequence[Tokens]) -> Sequence[Tokens]:
