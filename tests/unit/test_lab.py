@@ -37,7 +37,7 @@ SIZE = Size("tiny", prompts=1, images=1, dense=2, questions=6, repeats=1, arms=1
 def engine() -> flashu.Engine:
     torch.manual_seed(0)
     config = replace(TINY, llm=replace(TINY.llm, num_hidden_layers=10))
-    model = flashu.ShowO2(config).eval().requires_grad_(False)
+    model = flashu.ShowO2(config).eval()  # weights that want gradients, as loaded ones do
     text = Text(words(), IDS, ChatTemplate("", "", "w235"), max_text=24)
     return flashu.Engine(model, Processor(text, Pixels(), GenerationDefaults(7, 2.0, 3.0, 64, 64, max_new_tokens=2)))
 
@@ -89,7 +89,7 @@ def test_neuron_errors_are_those_of_zeroing_each_one(engine: flashu.Engine) -> N
 
     watch(engine, "understanding", 2, observe)
     found = specialization.reconstruction_error(engine.model, moments.second())[3]
-    active, down = torch.cat(held[3]), engine.model.layers[3].mlp.down_proj.weight  # type: ignore[union-attr]
+    active, down = torch.cat(held[3]), engine.model.layers[3].mlp.down_proj.weight.detach()  # type: ignore[union-attr]
     whole = F.linear(active, down)
     for j in range(0, active.shape[1], 7):
         without = active.clone()

@@ -187,7 +187,9 @@ def test_differences_are_paired() -> None:
     assert found.value == pytest.approx(-0.2)
     assert found.p == pytest.approx(2 / 2**12)
     assert found.significant
-    assert not base.against(base).significant
+    same = base.against(base)
+    assert (same.low, same.high) == (-3 / 60, 3 / 60)  # the rule of three
+    assert not same.significant
     with pytest.raises(ValueError, match="same items"):
         Sheet({"a": [Mark(0, 1.0)]}, ("a",)).against(base)
 

@@ -9,7 +9,18 @@ import torch
 from flashu.analysis.contest import Contender
 from flashu.analysis.lab import Lab
 from flashu.calibrate.calibration import Calibration
-from flashu.methods import FFNPrune, HeadCache, LayerSkip, Method, TokenPrune
+from flashu.methods import (
+    ChangeCache,
+    FewerSteps,
+    FFNPrune,
+    GuidanceInterval,
+    HeadCache,
+    LayerSkip,
+    Method,
+    TaylorCache,
+    TokenPrune,
+    UnconditionalReuse,
+)
 from flashu.models.protocol import UnifiedModel
 from flashu.plan import Task
 from flashu.recipe import Recipe, exact, fast, paper, quality
@@ -25,6 +36,11 @@ def alone(label: str, method: Method) -> Contender:
     return Contender(label, Recipe((method,), label))
 
 
+def solved(solver: str, forwards: int) -> Contender:
+    label = f"{solver.capitalize()}, {forwards} forwards"
+    return Contender(label, Recipe((FewerSteps(steps=forwards),), label, solver=solver))
+
+
 def generation(lab: Lab) -> list[Contender]:
     known = agnostic(lab)
     few = sorted(s for s in STEPS[: lab.size.points + 1] if s < lab.engine.processor.defaults.steps)
@@ -32,7 +48,13 @@ def generation(lab: Lab) -> list[Contender]:
         Contender(VANILLA, exact()),
         *(Contender(f"{VANILLA}, {s} steps", exact(), steps=s) for s in reversed(few)),
         *presets(),
-        *(alone(f"reuse every {k} (FORA)", HeadCache("generation", k, 0.0)) for k in (2, 3, 5)),
+        *(solved(solver, s) for solver in ("adams", "heun") for s in (10, 20)),
+        *(alone(f"reuse, every {k} (FORA)", HeadCache("generation", k, 0.0)) for k in (2, 3, 5)),
+        *(alone(f"Taylor, every {k} (TaylorSeer)", TaylorCache(interval=k)) for k in (3, 5)),
+        *(alone(f"reuse below {c:g} (TeaCache idea)", ChangeCache(threshold=c)) for c in (0.05, 0.1)),
+        *(alone(f"guidance to {stop:.0%}", GuidanceInterval(stop=stop)) for stop in (0.5, 0.8)),
+        alone("guidance from 20% to 80%", GuidanceInterval(start=0.2, stop=0.8)),
+        alone("unconditional, every 5 (FasterCache idea)", UnconditionalReuse(interval=5)),
         alone("skip layers", LayerSkip("generation", 0.2, 10, 0.0)),
         alone("FFN pruning, own mask", FFNPrune("generation", 0.2, 0.0)),
         replace(alone("FFN pruning, agnostic", FFNPrune("generation", 0.2, 0.0, AGNOSTIC)), calibration=known),
@@ -58,6 +80,7 @@ def presets() -> list[Contender]:
     return [Contender(label, recipe) for label, recipe in zip(FLASHU, (paper(), fast(), quality()), strict=True)]
 
 
+@torch.no_grad()
 def agnostic(lab: Lab) -> Calibration:
     """The lab's calibration with a mask that knows no task: neurons by the size of their weights alone."""
     model: UnifiedModel = lab.engine.model

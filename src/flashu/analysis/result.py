@@ -13,6 +13,7 @@ from flashu.bench.quality.scores import Difference, Score
 from flashu.errors import FlashUError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
@@ -120,3 +121,19 @@ def bounds(rows: Iterable[Row], column: str) -> tuple[list[float], list[list[flo
     below = [r[column] - r[f"{column} low"] for r in rows]
     above = [r[f"{column} high"] - r[column] for r in rows]
     return values, [below, above]
+
+
+def lines(axes: Axes, rows: Iterable[Row], key: str, x: str) -> None:
+    """Overall scores with intervals over ``x``, one line for each ``key``; random arms share one colour and label."""
+    rows, colours = list(rows), iter(COLOURS)
+    named = set()
+    for name in dict.fromkeys(r[key] for r in rows):
+        luck = name.startswith("random")
+        mine = sorted((r for r in rows if r[key] == name), key=lambda r: r[x])
+        values, errors = bounds(mine, "Overall")
+        label = None if luck and "random" in named else "random, each a seed" if luck else name
+        colour = FAINT if luck else next(colours)
+        at = [r[x] for r in mine]
+        axes.errorbar(at, values, yerr=errors, marker="o", ms=4, capsize=2, color=colour, label=label)
+        named.add("random" if luck else name)
+    axes.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(0, -0.18), ncols=2)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flashu.analysis.contest import Contender, answering, drawing
 from flashu.analysis.lab import Lab
-from flashu.analysis.result import COLOURS, FAINT, INK, Claim, Result, Row, bounds
+from flashu.analysis.result import COLOURS, FAINT, INK, Claim, Result, Row, lines
 from flashu.analysis.workload import watch
 from flashu.bench.quality.scores import Difference, Mark, Sheet, difference
 from flashu.calibrate.attention import spearman
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 CRITICAL = 0.2
 """Share of a layer's neurons, those with the largest error, that count as critical for a task."""
-RATIOS = (0.4, 0.2, 0.6, 0.8)
+RATIOS = (0.6, 0.4, 0.2, 0.8)
 ROLES = ("generation only", "understanding only", "shared", "neither")
 
 
@@ -59,6 +59,7 @@ class Moments(FFNNorms):
         return squares / torch.tensor(self.tokens, device=squares.device)[:, None]
 
 
+@torch.no_grad()
 def reconstruction_error(model: UnifiedModel, second_moment: Tensor) -> Tensor:
     """Eq. 1 of every neuron [layers, neurons] from E[a_j^2]."""
     reads = torch.stack([layer.mlp.down_proj.weight.float().square().sum(0) for layer in model.layers])
@@ -103,7 +104,7 @@ class Specialization(Result):
     """Scatter of the two errors; scores of every mask over the pruning ratio."""
 
     title: ClassVar[str] = "Figure 1: parameter specialization"
-    size: ClassVar[tuple[float, float]] = (13.0, 4.2)
+    size: ClassVar[tuple[float, float]] = (13.0, 4.8)
 
     generation: Tensor
     understanding: Tensor
@@ -120,16 +121,11 @@ class Specialization(Result):
         scatter.legend(frameon=False, markerscale=4, fontsize=7.5)
         for axes, task in zip(panels, TASKS, strict=True):
             mine = [r for r in self.table if r["part"] == task]
-            for colour, mask in zip(COLOURS, dict.fromkeys(r["mask"] for r in mine), strict=False):
-                rows = sorted((r for r in mine if r["mask"] == mask), key=lambda r: r["ratio"])
-                values, spread = bounds(rows, "Overall")
-                at = [r["ratio"] for r in rows]
-                axes.errorbar(at, values, yerr=spread, marker="o", capsize=2, color=colour, label=mask)
+            lines(axes, mine, "mask", "ratio")
             axes.axhline(self.about["vanilla"][task], color=INK, lw=0.8, ls=":")
             axes.set_xlabel("share of neurons pruned, all forwards")
             axes.set_ylabel("overall score (dots: vanilla)")
             axes.set_title(task, loc="left")
-            axes.legend(frameon=False, fontsize=7.5)
         for axes in (scatter, *panels):
             axes.spines[["top", "right"]].set_visible(False)
 
@@ -176,7 +172,7 @@ def experiment(lab: Lab, task: Task, known: Calibration) -> tuple[float, list[Ro
         "own by Eq. 1": f"{task} by Eq. 1",
         **{f"random {k}": f"random {k}" for k in range(lab.size.arms)},
     }
-    ratios = sorted(RATIOS[: max(2, lab.size.points // 2)])
+    ratios = sorted(RATIOS[: max(3, lab.size.points // 2)])
     field = [Contender("vanilla", exact())]
     labels = [(ratio, mask) for ratio in ratios for mask in masks]
     for ratio, mask in labels:

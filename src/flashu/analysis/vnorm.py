@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flashu.analysis.contest import Contender, Place, answering
 from flashu.analysis.lab import Lab
-from flashu.analysis.result import COLOURS, INK, Claim, Holds, Result, Row, bounds
+from flashu.analysis.result import COLOURS, INK, Claim, Holds, Result, Row, bounds, lines
 from flashu.analysis.workload import watch
 from flashu.bench.quality.scores import Difference
 from flashu.calibrate.attention import spearman
@@ -63,7 +63,7 @@ class VNorm(Result):
     """The correlation by layer; answers under every choice of tokens."""
 
     title: ClassVar[str] = "Figure 5: value norms as a proxy for attention"
-    size: ClassVar[tuple[float, float]] = (13.0, 4.2)
+    size: ClassVar[tuple[float, float]] = (13.0, 4.8)
 
     points: tuple[Tensor, Tensor]
 
@@ -78,15 +78,9 @@ class VNorm(Result):
         layers.axhline(0, color=INK, lw=0.8)
         layers.set(xlabel="layer", ylabel="rank correlation, mean over samples")
         pruned = [r for r in self.table if r["part"] == "pruning"]
-        for colour, name in zip(COLOURS, dict.fromkeys(r["method"] for r in pruned), strict=False):
-            mine = sorted((r for r in pruned if r["method"] == name), key=lambda r: r["ratio"])
-            values, errors = bounds(mine, "Overall")
-            scores.errorbar(
-                [r["ratio"] for r in mine], values, yerr=errors, marker="o", capsize=2, color=colour, label=name
-            )
+        lines(scores, pruned, "method", "ratio")
         scores.axhline(self.about["vanilla"], color=INK, lw=0.8, ls=":")
         scores.set(xlabel=f"share of visual tokens dropped after layer {LAYER}", ylabel="overall score (dots: vanilla)")
-        scores.legend(frameon=False, fontsize=7.5)
         for axes in (scatter, layers, scores):
             axes.spines[["top", "right"]].set_visible(False)
 

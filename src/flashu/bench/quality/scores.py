@@ -143,7 +143,7 @@ def wilson_bounds(p: float, n: float) -> tuple[float, float]:
 def difference(pairs: Sequence[tuple[Sequence[Mark], Sequence[Mark]]], seed: int = 0) -> Difference:
     """Other minus baseline, the columns counting alike. Clusters are resampled within each column."""
     rng = np.random.default_rng(seed)
-    value, drawn = 0.0, np.zeros(DRAWS)
+    value, drawn, clusters = 0.0, np.zeros(DRAWS), 0
     better: list[bool] = []
     worse: list[bool] = []
     for baseline, other in pairs:
@@ -152,10 +152,13 @@ def difference(pairs: Sequence[tuple[Sequence[Mark], Sequence[Mark]]], seed: int
         change = [Mark(a.cluster, b.value - a.value) for a, b in zip(baseline, other, strict=True)]
         sums, sizes, _ = by_cluster(change)
         value += float(sums.sum() / sizes.sum()) / len(pairs)
+        clusters += len(sums)
         index = rng.integers(0, len(sums), (DRAWS, len(sums)))
         drawn += sums[index].sum(1) / sizes[index].sum(1) / len(pairs)
         worse += [mark.value < 0 for mark in change]
         better += [mark.value > 0 for mark in change]
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     paired = mcnemar(worse, better)
+    if not paired.lost + paired.won:  # no change seen in n clusters: the rule of three bounds what may be there
+        low, high = -3 / clusters, 3 / clusters
     return Difference(value, float(low), float(high), paired.lost, paired.won, paired.p)
