@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.conftest import IDS, TINY, Pixels, words
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 import flashu
 from flashu.analysis import pareto, specialization
@@ -24,10 +25,12 @@ from flashu.analysis.workload import watch
 from flashu.bench.quality import work
 from flashu.bench.quality.ledger import Ledger
 from flashu.bench.quality.scores import Difference, Mark, Sheet
-from flashu.cli.lab import NAMES
+from flashu.cli.lab import NAMES, up_to_date
+from flashu.cli.main import app
 from flashu.errors import FlashUError
 from flashu.models.showo2.processor import GenerationDefaults, Processor
 from flashu.models.showo2.text import ChatTemplate, Text
+from flashu.models.weights import checkpoint_hash
 from flashu.recipe import exact, paper
 
 SIZE = Size("tiny", prompts=1, images=1, dense=2, questions=6, repeats=1, arms=1, samples=2, points=2, batch=4)
@@ -70,6 +73,27 @@ def test_every_item_measures_and_paints(lab: Lab, name: str, results: dict[str, 
 
 def test_the_command_knows_the_items() -> None:
     assert set(NAMES) == set(ITEMS)
+
+
+def test_the_command(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = CliRunner()
+    wrong = run.invoke(app, ["lab", "table9"])
+    assert (wrong.exit_code, "the lab has no 'table9'" in wrong.stderr) == (1, True)
+    monkeypatch.setattr("flashu.cli.lab.open_engine", lambda *_: lab.engine)
+    monkeypatch.setattr("flashu.analysis.lab.REDUCED", SIZE)
+    done = run.invoke(app, ["lab", "components", "-o", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert [Path(f).name for f in json.loads(done.stdout)["files"]] == [
+        "components.csv",
+        "components.json",
+        "components.png",
+    ]
+    model_hash = checkpoint_hash(lab.engine.model)
+    assert up_to_date(tmp_path / "components.json", "tiny", model_hash, 0)
+    assert not up_to_date(tmp_path / "components.json", "full", model_hash, 0)
+    assert not up_to_date(tmp_path / "table1.json", "tiny", model_hash, 0)
+    assert run.invoke(app, ["lab", "report", "-o", str(tmp_path)]).exit_code == 0
+    assert "Figure 11" in (tmp_path / "report.html").read_text()
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:

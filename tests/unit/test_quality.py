@@ -137,6 +137,20 @@ def test_und_of_the_right_answers_of_silence_and_of_one_word() -> None:
     assert yes[und.MME_PLUS].value == yes[und.MMB].value == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("1a 2b so two", "two"),
+        ("so so no .", "no"),
+        ("Yes, there is.", "yes"),
+        ("It is a blue one.", "blue"),
+        ("", None),
+    ],
+)
+def test_verdicts_are_read(text: str, word: str | None) -> None:
+    assert und.read(text) == word
+
+
 def test_und_items_are_true_and_balanced() -> None:
     suite = Und.make(24, seed=2)
     groups: dict[str, list[und.Asked]] = {}

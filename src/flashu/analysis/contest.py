@@ -9,6 +9,7 @@ from flashu.analysis.lab import Lab, Suite, Timing
 from flashu.analysis.result import Row, compared, scored
 from flashu.bench.quality.fidelity import Fidelity
 from flashu.bench.quality.scores import Difference, Sheet
+from flashu.bench.quality.work import readable
 from flashu.calibrate.calibration import Calibration
 from flashu.plan import Task
 from flashu.recipe import Recipe
@@ -57,6 +58,7 @@ class Place:
 
 def drawing(lab: Lab, suite: Suite, contenders: Sequence[Contender], *, timed: bool = True) -> list[Place]:
     """Contenders on a generation suite; the first is the baseline of differences, fidelity and speed-up."""
+    readable(lab.engine)
     times = _times(lab, "generation", contenders) if timed else {}
     places: list[Place] = []
     vanilla = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +40,7 @@ def lab(
     as_json: opt.AsJson = False,
 ) -> None:
     """Measure one of the paper's tables or figures; write NAME.json, .csv and .png. An interrupted run is taken up
-    where it stopped."""
+    where it stopped. Of all items, those a model does not allow are left out with a word why."""
     if name not in (*NAMES, ALL, REPORT):
         raise FlashUError(f"the lab has no {name!r}: it has {', '.join((*NAMES, ALL, REPORT))}")
     if name != REPORT:
@@ -86,7 +87,13 @@ def measure(
                 continue
             bars.update(whole, description=item)
             began = time.perf_counter()
-            result = ITEMS[item](run)
+            try:
+                result = ITEMS[item](run)
+            except FlashUError as error:
+                if len(names) == 1:
+                    raise
+                print(f"flashu: {item} is left out: {error}", file=sys.stderr)
+                continue
             result.about["seconds"] = time.perf_counter() - began
             result.save(output, item)
             bars.advance(whole)

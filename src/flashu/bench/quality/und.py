@@ -140,6 +140,19 @@ def _vision(n: int, seed: int) -> list[Asked]:
     return made
 
 
+WORDS = frozenset(word for words in VERDICTS.values() for word in words)
+
+
+def read(text: str) -> str | None:
+    """The verdict of an answer: the word after "so", as the scenes model answers, else the first word that could be
+    one ("Yes, there is.")."""
+    found = verdict(text)
+    if found is not None:
+        return found
+    words = (word.strip(".,!?:;\"'") for word in text.lower().split())
+    return next((word for word in words if word in WORDS), None)
+
+
 @dataclass(frozen=True)
 class Und:
     """The five suites and, at the end of `shown`, the vision-needed questions again about an empty board."""
@@ -165,7 +178,7 @@ class Und:
         marks: dict[str, list[Mark]] = {c: [] for c in (MME, MME_PLUS, GQA, MMB, COUNT, VISION, BLIND)}
         groups: dict[tuple[str, str], list[bool]] = {}
         for item, text in zip(self.asked, said, strict=False):
-            ok = verdict(text) == item.truth
+            ok = read(text) == item.truth
             groups.setdefault((item.suite, item.group), []).append(ok)
             if item.suite != MMB:
                 marks[item.suite].append(Mark(item.group, float(ok)))
@@ -173,5 +186,5 @@ class Und:
             if suite in (MME, MMB):
                 marks[MME_PLUS if suite == MME else MMB].append(Mark(group, float(all(right))))
         for item, text in zip(self.blind, said[len(self.asked) :], strict=True):
-            marks[BLIND].append(Mark(item.group, float(verdict(text) == item.truth)))
+            marks[BLIND].append(Mark(item.group, float(read(text) == item.truth)))
         return Sheet(marks, PARTS)
