@@ -28,9 +28,9 @@ console = Console()
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flashu.scenes.train", description=__doc__)
-    parser.add_argument("--steps", type=int, default=4500, help="updates of the unified model")
-    parser.add_argument("--generation", type=int, default=96, help="images to draw, per update")
-    parser.add_argument("--understanding", type=int, default=32, help="images with five or six questions, per update")
+    parser.add_argument("--steps", type=int, default=4000, help="updates of the unified model")
+    parser.add_argument("--generation", type=int, default=112, help="images to draw, per update")
+    parser.add_argument("--understanding", type=int, default=24, help="images with five or six questions, per update")
     parser.add_argument("--scenes", type=int, default=48_000, help="training scenes in the pool")
     parser.add_argument("--evaluate-minutes", type=float, default=10, help="minutes between held-out scores")
     parser.add_argument("--runs", type=Path, default=Path("runs/scenes"), help="checkpoints, curves, cached latents")

@@ -146,9 +146,9 @@ class Batcher:
             want = verdicts[int(self.rng.integers(len(verdicts)))]
             found = questions.ask(kind, scene, want, self.rng)
             if found is not None:
-                text = found.text if self.rng.random() < 0.8 else found.text.rstrip("?.")
-                made.append((text, found.answer))
-        return made
+                made.append((found.text, found.answer))
+        bare = self.rng.random(len(made)) < 0.2  # users leave out the mark
+        return [(q.rstrip("?.") if b else q, a) for (q, a), b in zip(made, bare, strict=True)]
 
 
 def generation_rows(texts: list[list[int]], special: dict[str, int]) -> tuple[Tensor, Tensor, Tensor]:

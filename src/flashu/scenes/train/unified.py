@@ -22,8 +22,8 @@ class Settings:
     """One training run. Learning rates fall linearly to a hundredth over `steps`, after `warmup`."""
 
     steps: int
-    generation: int = 96  # rows of each kind in a batch
-    understanding: int = 32
+    generation: int = 112  # rows of each kind in a batch
+    understanding: int = 24
     muon_lr: float = 0.016
     adam_lr: float = 2e-3
     warmup: int = 100
