@@ -22,6 +22,8 @@ FLOORS = [
     {"engine"},
     {"patch", "adopt", "dropin", "analysis", "bench", "eval"},
     {"showo2"},
+    {"pipeline"},
+    {"chat"},
     {"__init__"},
     {"demo", "cli"},
 ]

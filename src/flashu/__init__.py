@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     import torch
 
     from flashu.calibrate.calibration import Calibration
+    from flashu.chat import ChatModel, ChatProcessor
     from flashu.engine import Answer, Engine, Generation
     from flashu.patch import apply_flashu_patch, remove_flashu_patch
+    from flashu.pipeline import Pipeline, PipelineOutput
     from flashu.showo2 import ShowO2, adopt
 
 __version__ = "0.1.0"
@@ -31,8 +33,12 @@ __version__ = "0.1.0"
 _LATER = {
     "Answer": "engine",
     "Calibration": "calibrate.calibration",
+    "ChatModel": "chat",
+    "ChatProcessor": "chat",
     "Engine": "engine",
     "Generation": "engine",
+    "Pipeline": "pipeline",
+    "PipelineOutput": "pipeline",
     "ShowO2": "showo2",
     "adopt": "showo2",
     "apply_flashu_patch": "patch",
@@ -73,12 +79,16 @@ __all__ = [
     "Answer",
     "Calibration",
     "CalibrationError",
+    "ChatModel",
+    "ChatProcessor",
     "CheckpointError",
     "Engine",
     "FlashUConfig",
     "FlashUError",
     "Generation",
     "ImageError",
+    "Pipeline",
+    "PipelineOutput",
     "PromptError",
     "Recipe",
     "RecipeError",

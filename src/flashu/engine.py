@@ -106,14 +106,16 @@ class Engine:
         width: int | None = None,
         batch_size: int | None = None,
         on_step: OnStep | None = None,
+        decode: bool = True,
     ) -> Generation:
         """Draw ``images_per_prompt`` images of each prompt.
 
         ``seed``: of the first image, counted up from there, or one per image; an image depends on its own seed, not
         on its batch (up to rounding; a layer-skipping list, though, is the batch's). ``steps``: forwards before the
         recipe shortens them. ``guidance``: scale s0; 0 or 1 draws without an unconditional branch. ``height``,
-        ``width``: pixels, multiples of 16. ``batch_size``: images at a time, default all. Defaults are the
-        checkpoint's. Raises a `FlashUError` before anything is computed.
+        ``width``: pixels, multiples of 16. ``batch_size``: images at a time, default all.
+        ``decode`` False: latents only. Defaults are the checkpoint's. Raises a `FlashUError` before anything is
+        computed.
         """
         defaults = self.processor.defaults
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -151,7 +153,7 @@ class Engine:
         drawn = torch.cat(latents)
         if not bool(drawn.isfinite().all()):
             raise FlashUError("the latents are not finite: the weights or the settings are unusable")
-        images = [] if self.processor.vae is None else self.decode(drawn, min(chunk, 8))
+        images = self.decode(drawn, min(chunk, 8)) if decode and self.processor.vae is not None else []
         return Generation(images, drawn, texts, seeds, trace)
 
     @torch.inference_mode()

@@ -6,13 +6,15 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from flashu.errors import CheckpointError
+from flashu.errors import CheckpointError, FlashUError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PATTERNS = ("config.json", "tokenizer.json", "*.index.json", "*.safetensors", "*.bin")
+# A connection that fails is an OSError under older versions of the hub's client, a kind of its own under newer ones.
+UNREACHABLE: tuple[type[BaseException], ...] = (OSError, HFValidationError, *HfHubHTTPError.__bases__)
 
 
 def checkpoint_folder(source: str | os.PathLike[str], patterns: tuple[str, ...] = PATTERNS) -> Path:
@@ -33,3 +35,26 @@ def checkpoint_folder(source: str | os.PathLike[str], patterns: tuple[str, ...] 
             f"Without a connection, run `hf download {name} --local-dir FOLDER` on a machine that has one, "
             "bring the folder here and give its path instead of the name."
         ) from e
+
+
+def upload(
+    folder: str | Path,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Put a folder's files into a hub repository, made if need be; returns the address of the commit."""
+    api = HfApi(token=token)
+    try:
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        message = commit_message or "Upload with flashu"
+        done = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, create_pr=create_pr)
+    except UNREACHABLE as e:
+        reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
+        raise FlashUError(
+            f"{repo_id} could not be written to the Hugging Face hub ({reason}). Without a connection, use "
+            f"save_pretrained(FOLDER) and run `hf upload {repo_id} FOLDER` on a machine that has one."
+        ) from e
+    return str(done)

@@ -51,3 +51,10 @@ def chooser(
         raise FlashUError(f"top_p must be in (0, 1], got {top_p}")
     generators = [torch.Generator().manual_seed(seed + n) for n in range(rows)]
     return partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)
+
+
+def drawn_seed(generator: torch.Generator | None = None) -> int:
+    """A seed drawn from a generator, or from torch's global one: equal generators give equal seeds."""
+    device = None if generator is None else generator.device
+    # 32 bits: more would not reach the CPU's generator.
+    return int(torch.randint(2**32, (1,), generator=generator, device=device))

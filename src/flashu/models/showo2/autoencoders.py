@@ -35,6 +35,10 @@ class PlainAutoencoder:
     def decode(self, latents: Tensor) -> Tensor:
         return self.module.decode(latents)
 
+    def to(self, *args: Any, **kwargs: Any) -> PlainAutoencoder:
+        self.module.to(*args, **kwargs)
+        return self
+
 
 def open_autoencoder(kind: str, folder: Path, device: torch.device | str | None = None) -> Autoencoder:
     """The autoencoder that lies in a folder of our format."""

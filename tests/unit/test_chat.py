@@ -1,0 +1,103 @@
+"""The transformers-style face for questions against the engine behind it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+import flashu
+
+
+@pytest.fixture(scope="module")
+def model() -> flashu.ChatModel:
+    return flashu.ChatModel.from_pretrained("scenes")
+
+
+@pytest.fixture(scope="module")
+def processor() -> flashu.ChatProcessor:
+    return flashu.ChatProcessor.from_pretrained("scenes")
+
+
+@pytest.fixture(scope="module")
+def images(model: flashu.ChatModel) -> list[Image.Image]:
+    return model.engine.generate(["a red circle", "two blue squares"], steps=4).images
+
+
+def said(
+    model: flashu.ChatModel, processor: flashu.ChatProcessor, inputs: flashu.chat.ChatInputs, **settings: object
+) -> list[str]:
+    ids = model.generate(**inputs, max_new_tokens=6, **settings)  # type: ignore[arg-type]
+    assert torch.equal(ids[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+    return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
+
+
+def test_it_says_what_the_engine_says(
+    model: flashu.ChatModel, processor: flashu.ChatProcessor, images: list[Image.Image]
+) -> None:
+    asked = ["how many circles are there?", "what color is the square?"]
+    inputs = processor(images=images, text=asked, return_tensors="pt")
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape
+    plain = model.engine.answer(images, asked, max_new_tokens=6)
+    assert said(model, processor, inputs.to("cpu")) == [answer.text for answer in plain]
+    alone = processor(images=images[0], text=asked[0])
+    assert said(model, processor, alone) == [plain[0].text]
+
+
+def test_rows_of_unequal_length_are_padded_on_the_left(
+    model: flashu.ChatModel, processor: flashu.ChatProcessor, images: list[Image.Image]
+) -> None:
+    asked = ["how many circles are there?", "what color is the square above the circle?"]
+    inputs = processor(images=images, text=asked)
+    assert inputs["attention_mask"][0, 0] == 0
+    assert inputs["attention_mask"][:, -1].tolist() == [1, 1]
+    assert said(model, processor, inputs) == [
+        answer.text for answer in model.engine.answer(images, asked, max_new_tokens=6)
+    ]
+
+
+def test_several_images_and_none(
+    model: flashu.ChatModel, processor: flashu.ChatProcessor, images: list[Image.Image]
+) -> None:
+    both = processor(images=images, text="how many circles are there?")
+    assert both["pixel_values"].shape == (2, 3, 64, 64)
+    plain = model.engine.answer([images], ["how many circles are there?"], max_new_tokens=6)
+    assert said(model, processor, both) == [plain[0].text]
+    message = processor(text="how many circles are there?")
+    assert "pixel_values" not in message
+    assert said(model, processor, message) == [model.engine.chat("how many circles are there?", max_new_tokens=6).text]
+
+
+def test_sampling_draws_its_seed_from_the_generator(
+    model: flashu.ChatModel, processor: flashu.ChatProcessor, images: list[Image.Image]
+) -> None:
+    inputs = processor(images=images[0], text="how many circles are there?")
+
+    def sampled(seed: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        return model.generate(
+            **inputs, do_sample=True, temperature=20.0, top_p=0.99, max_new_tokens=4, generator=generator
+        )[0].tolist()
+
+    assert sampled(1) == sampled(1)
+    assert len({tuple(sampled(seed)) for seed in range(4)}) > 1
+    greedy = model.generate(**inputs, max_new_tokens=4, temperature=20.0)
+    assert torch.equal(greedy, model.generate(**inputs, max_new_tokens=4))
+
+
+def test_what_does_not_fit_is_said(
+    model: flashu.ChatModel, processor: flashu.ChatProcessor, images: list[Image.Image]
+) -> None:
+    inputs = processor(images=images, text=["what?", "where?"])
+    with pytest.raises(flashu.ImageError, match="places for 2 images"):
+        model.generate(inputs["input_ids"], inputs["attention_mask"])
+    with pytest.raises(flashu.ImageError, match="list"):
+        processor(images=images[0], text=["what?", "where?"])
+    with pytest.raises(flashu.ImageError, match="no image"):
+        processor(images=[[], images[0]], text=["what?", "where?"])
+    with pytest.raises(flashu.FlashUError, match="return_tensors"):
+        processor(text="what?", return_tensors="np")
+    with pytest.raises(flashu.PromptError, match="nothing"):
+        processor(images=images)
+    with pytest.raises(flashu.FlashUError, match="max_new_tokens"):
+        model.generate(**inputs, max_new_tokens=0)
