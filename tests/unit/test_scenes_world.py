@@ -159,6 +159,7 @@ def test_counts_and_positions_are_true():
         ("How many circles are there?", "how many circle are there ?"),
         ("3 violet boxes", "three purple square"),
         ("a photo of crosses under an object", "a picture of cross below a object"),
+        ("Describe this image", "describe the picture ."),
         ("What color is the disc at 2c", "what colour is the circle <unk> 2 ##c"),
     ],
 )

@@ -38,6 +38,7 @@ _SYNONYMS = {
     r"\b2\b": "two",
     r"\b3\b": "three",
     r"\b4\b": "four",
+    r"^\s*describe( the| this)?( picture)?\s*\.?\s*$": "describe the picture.",  # the one wording it was trained on
 }
 
 
