@@ -14,16 +14,18 @@ import torch
 
 from flashu import __version__
 from flashu.calibrate import samples
+from flashu.demo import original
+from flashu.demo.original import Original
 from flashu.demo.result import Answered, Drawn, Result, Side
 from flashu.demo.workload import Asking, Drawing, askings, drawings
-from flashu.engine import Engine
+from flashu.engine import Answer, Engine, Generation
 from flashu.models.weights import checkpoint_hash
 from flashu.recipe import Recipe
 from flashu.scenes.benchmark import CATEGORIES, QUESTION_KINDS, Question, blind_prior, judge
 from flashu.scenes.detector import detect
 from flashu.scenes.questions import verdict
 
-PADDED, EXACT, CAREFUL, FAST = "padded", "exact", "quality", "paper"
+EXACT, CAREFUL, FAST = "exact", "quality", "paper"
 
 
 log = logging.getLogger("flashu")
@@ -48,7 +50,7 @@ def compare(
     seconds: float = 240,
     bars: Bars | None = None,
 ) -> Result:
-    """Draw and answer the demo's items under the original program's rows, the exact recipe and FlashU's.
+    """Draw and answer the demo's items by the original program, under the exact recipe and under FlashU's.
 
     A machine too slow for all of them within ``seconds`` does fewer rounds of six (one at least); questions first.
     """
@@ -58,11 +60,10 @@ def compare(
     to_draw, to_ask = drawings(images, seed), askings(questions, seed)
     ready = warm_up(engines, steps)
 
-    seeing = [j for j, e in enumerate(engines) if e.recipe.name != PADDED]
     half = (began + time.perf_counter() + seconds) / 2  # when the questions must leave the rest to the images
     for asking in in_time(to_ask, len(QUESTION_KINDS), half, "questions", bars):
-        for j in turn(len(sides[-1].answered), len(seeing)):
-            sides[seeing[j]].answered.append(answer(engines[seeing[j]], asking))
+        for j in turn(len(sides[-1].answered), len(engines)):
+            sides[j].answered.append(answer(engines[j], asking))
     for drawing in in_time(to_draw, len(CATEGORIES), began + seconds, "images", bars):
         for j in turn(len(sides[-1].drawn), len(engines)):
             sides[j].drawn.append(draw(engines[j], drawing, steps))
@@ -82,7 +83,7 @@ def compare(
         "seconds": time.perf_counter() - began,
         "command": command(done, asked, steps, seed),
     }
-    return Result(sides, EXACT, about)
+    return Result(sides, original.NAME, about)
 
 
 def in_time(items: Sequence[Item], round_: int, deadline: float, what: str, bars: Bars | None) -> Iterator[Item]:
@@ -100,8 +101,9 @@ def in_time(items: Sequence[Item], round_: int, deadline: float, what: str, bars
 
 
 def contestants(engine: Engine) -> list[Engine]:
-    """Engines over the same weights: the original program's rows, the exact recipe, FlashU held back and as published."""
-    return [engine.with_recipe(r) for r in (Recipe(padded=True, name=PADDED), EXACT, CAREFUL, FAST)]
+    """Engines over the same weights: the original program, the exact recipe, FlashU held back and as published."""
+    first = Original(engine.model, engine.processor, Recipe(name=original.NAME))
+    return [first, *(engine.with_recipe(recipe) for recipe in (EXACT, CAREFUL, FAST))]
 
 
 def turn(k: int, n: int) -> list[int]:
@@ -127,7 +129,7 @@ def draw(engine: Engine, drawing: Drawing, steps: int | None) -> Drawn:
     made = engine.generate(prompt.text, seed=drawing.seed, steps=steps)
     seconds = time.perf_counter() - began
     found = detect(made.images)[0]
-    plan = engine.explain("generation", steps=steps, prompt_tokens=len(engine.processor.text.prompt(prompt.text)))
+    flops = original.drawing_flops if isinstance(engine, Original) else drawing_flops
     return Drawn(
         prompt.category,
         prompt.text,
@@ -138,7 +140,7 @@ def draw(engine: Engine, drawing: Drawing, steps: int | None) -> Drawn:
         seconds,
         len(made.trace),
         sum(record.rows > 0 for record in made.trace),
-        plan.totals.flops,
+        flops(engine, made, prompt.text, steps),
     )
 
 
@@ -147,8 +149,7 @@ def answer(engine: Engine, asking: Asking) -> Answered:
     began = time.perf_counter()
     given = engine.answer(asking.image, question.text)
     seconds = time.perf_counter() - began
-    before, after = engine.processor.text.question(question.text)
-    plan = engine.explain("understanding", question_tokens=len(before) + len(after))
+    flops = original.answer_flops if isinstance(engine, Original) else answer_flops
     said = verdict(given.text) or ""
     return Answered(
         question.kind,
@@ -160,8 +161,19 @@ def answer(engine: Engine, asking: Asking) -> Answered:
         said == question.verdict,
         seconds,
         len(given.trace),
-        sum(f.flops for f in plan.forwards[: len(given.trace)]),
+        flops(engine, given, question.text),
     )
+
+
+def drawing_flops(engine: Engine, made: Generation, prompt: str, steps: int | None) -> int:
+    ids = engine.processor.text.prompt(prompt)
+    return engine.explain("generation", steps=steps, prompt_tokens=len(ids)).totals.flops
+
+
+def answer_flops(engine: Engine, given: Answer, question: str) -> int:
+    before, after = engine.processor.text.question(question)
+    plan = engine.explain("understanding", question_tokens=len(before) + len(after))
+    return sum(f.flops for f in plan.forwards[: len(given.trace)])
 
 
 def priors(asked: list[Question]) -> dict[str, float]:

@@ -1,0 +1,85 @@
+"""The released programs' own loops, with the work they do and no more.
+
+Drawing: rows padded to full length, both guidance rows embedded, the mask built anew and logits at every position in
+every forward. Answering: the whole row again for every token, its mask grown by a row and a column. No cache, eager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flashu import flow
+from flashu.models.showo2 import naive
+from flashu.models.showo2.model import ShowO2
+
+
+def nothing(index: int) -> None:
+    """The default of ``before``."""
+
+
+@torch.inference_mode()
+def draw(
+    model: ShowO2,
+    ids: Tensor,
+    blocks: Tensor,
+    z: Tensor,
+    times: Tensor,
+    guidance: float | None,
+    before: Callable[[int], None] = nothing,
+) -> Tensor:
+    """Euler steps of latents z [B, c, H, W] along ``times``; returns the last latents.
+
+    ``ids`` [R, S]: padded rows, conditional then (under guidance) unconditional; ``blocks`` [R, 1, 2]: (offset,
+    length) of their image. ``before``: called with the index of each forward.
+    """
+    for index, dt in enumerate(times.diff().tolist()):
+        before(index)
+        mask = additive(naive.omni_mask(ids.shape[1], blocks), model.dtype)
+        t = times[index].expand(len(ids)).to(model.device)
+        latents = z if guidance is None else z.repeat(2, 1, 1, 1)
+        _, velocity = naive.forward(model, ids, latents, t, mask, blocks)
+        if guidance is not None:
+            conditional, unconditional = velocity.chunk(2)
+            velocity = flow.guide(conditional, unconditional, guidance)
+        z = flow.euler(z, velocity, dt)
+    return z
+
+
+@torch.inference_mode()
+def answer(
+    model: ShowO2,
+    x: Tensor,
+    mask: Tensor,
+    forwards: int,
+    stop: int | None = None,
+    before: Callable[[int], None] = nothing,
+) -> list[int]:
+    """Greedy tokens after one embedded row x [1, S, h] with bool mask [1, 1, S, S]; ``stop`` ends them, not kept."""
+    grown = additive(mask, model.dtype)
+    new: list[int] = []
+    for index in range(forwards):
+        before(index)
+        _, logits = naive.decode(model, x, grown)
+        token = logits[:, -1].argmax(-1)
+        if int(token) == stop:
+            break
+        new.append(int(token))
+        x = torch.cat((x, model.embed_text(token[:, None])), dim=1)
+        grown = with_one_more(grown)
+    return new
+
+
+def with_one_more(mask: Tensor) -> Tensor:
+    """[B, 1, S, S] -> [B, 1, S+1, S+1]: the new token sees what the last one saw, and itself; nobody sees it."""
+    below = torch.cat((mask, mask[:, :, -1:]), dim=2)
+    beside = torch.full_like(below[..., :1], torch.finfo(mask.dtype).min)
+    beside[:, :, -1] = 0
+    return torch.cat((below, beside), dim=3)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as the program adds it to the scores."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
