@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-slow test-gpu lint format typecheck lab lab-full train-scenes clean
+.PHONY: help setup demo test test-slow test-gpu lint format typecheck docs lab lab-full train-scenes scenes-scores clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t16
@@ -48,6 +48,9 @@ format: $(VENV)/.dev  ## rewrite the code in the house format
 typecheck: $(VENV)/.dev
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev  ## the documentation as a site; writes site/
+	$(BIN)/mkdocs build --strict --quiet
+
 lab: $(VENV)/.dev  ## every table and figure of the paper on the embedded model, under 15 minutes; writes out/lab/report.html
 	$(BIN)/flashu lab all -o out/lab
 
@@ -56,6 +59,9 @@ lab-full: $(VENV)/.dev  ## the same with all prompts and questions; takes hours,
 
 train-scenes: $(VENV)/.dev  ## train the embedded model anew (resumes; see README)
 	$(BIN)/python -m flashu.scenes.train
+
+scenes-scores: $(VENV)/.dev  ## write docs/scenes-scores.md: the embedded model's score table
+	$(BIN)/python -m flashu.bench.quality.board
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache .hypothesis
