@@ -17,7 +17,7 @@ class AdaptiveGuidance(Method):
 
     Without ``schedule``: scale low * s0, then s0 in the last ``switch`` (t_switch, count or fraction) of the forwards,
     where s0 is the request's guidance (Eq. 8, Table 7). With ``schedule`` ((forwards, scale), ...): those scales, the
-    last one holding on; the number of forwards is then the schedule's sum unless ``steps`` says otherwise.
+    last one holding on; give ``steps`` the schedule's sum, as `FlashUConfig` does.
     ``steps``: number of forwards (>= 1) or fraction of the request's (T = 0.7 T0); 0 = as requested.
     """
 
