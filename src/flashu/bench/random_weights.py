@@ -65,7 +65,8 @@ def random_autoencoder(dtype: torch.dtype, device: torch.device) -> Autoencoder 
     except ImportError:
         return None
     module: nn.Module = AutoencoderKLWan()  # type: ignore[assignment]
-    return WanAutoencoder(module.to(device, dtype).requires_grad_(False))
+    # The plain `to`: diffusers warns that its own may lose precision, which no timing notices.
+    return WanAutoencoder(nn.Module.to(module, device, dtype).requires_grad_(False))
 
 
 def _values(name: str, like: Tensor, tile: Tensor) -> Tensor:
