@@ -49,7 +49,7 @@ typecheck: $(VENV)/.dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.dev  ## the documentation as a site; writes site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lab: $(VENV)/.dev  ## every table and figure of the paper on the embedded model, under 15 minutes; writes out/lab/report.html
 	$(BIN)/flashu lab all -o out/lab

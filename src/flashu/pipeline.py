@@ -117,7 +117,7 @@ class Pipeline:
         """Move to a device, cast to a dtype, or both; returns itself.
 
         The weights are those of every engine that shares the model. A cast is as loading with that dtype: rotary
-        frequencies and the autoencoder stay in fp32.
+        frequencies and the autoencoder keep theirs.
         """
         wanted = [*targets, *(value for value in named.values() if value is not None)]
         if unknown := named.keys() - {"device", "dtype", "torch_dtype"}:
