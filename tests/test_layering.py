@@ -21,7 +21,7 @@ FLOORS = [
     {"fitted", "explain"},
     {"engine"},
     {"patch", "adopt", "dropin", "analysis", "bench", "eval"},
-    {"showo2"},
+    {"showo2", "tune"},
     {"pipeline"},
     {"chat"},
     {"__init__"},

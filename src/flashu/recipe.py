@@ -234,12 +234,22 @@ def quality() -> Recipe:
 PRESETS: dict[str, Callable[[], Recipe]] = {"exact": exact, "paper": paper, "fast": fast, "quality": quality}
 
 
-def load_recipe(recipe: Recipe | FlashUConfig | str | Path) -> Recipe:
-    """A recipe from itself, from settings, from a preset's name or from a recipe file."""
+SHIPPED = Path(__file__).parent / "assets" / "presets"
+"""Presets tuned for one model, MODEL-NAME.json, each with the evidence for it (`flashu tune`)."""
+
+
+def shipped(name: str, model: str = "scenes") -> Path | None:
+    """The file of a preset tuned for a model: by its name ("balanced"), or in full ("scenes-balanced")."""
+    files = {path.stem: path for path in SHIPPED.glob("*.json")}
+    return files.get(f"{model}-{name}") or files.get(name)
+
+
+def load_recipe(recipe: Recipe | FlashUConfig | str | Path, model: str = "scenes") -> Recipe:
+    """A recipe from itself, from settings, from a preset's name (general, or tuned for ``model``) or from a file."""
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, FlashUConfig):
         return recipe.recipe()
     if recipe in PRESETS:
         return PRESETS[str(recipe)]()
-    return Recipe.from_file(recipe)
+    return Recipe.from_file(shipped(str(recipe), model) or recipe)

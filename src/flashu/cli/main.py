@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from flashu import __version__
-from flashu.cli import ask, bench, calibrate, demo, eval, generate, lab, models, plan
+from flashu.cli import ask, bench, calibrate, demo, eval, generate, lab, models, plan, tune
 from flashu.errors import FlashUError
 
 # Typer has carried its own copy of click since 0.20 or so; this is the base class of usage errors in either.
@@ -98,6 +98,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
 app.command("lab")(lab.lab)
+app.command("tune")(tune.tune)
 app.command("models")(models.models)
 app.add_typer(eval.app, name="eval")
 

@@ -20,7 +20,7 @@ def open_engine(
     model: str, recipe: str | Recipe, dtype: str | None, device: str | None, calibration: Path | None = None
 ) -> Engine:
     """The engine of ``model`` under ``recipe``. ``device`` None: CUDA where there is one."""
-    settled = load_recipe(recipe)
+    settled = load_recipe(recipe, model)
     if dtype is not None and dtype not in DTYPES:
         raise FlashUError(f"there is no dtype {dtype!r}: give {', '.join(DTYPES)}")
     import torch

@@ -18,7 +18,7 @@ class Task(str, Enum):
 
 
 Model = Annotated[str, typer.Option(help="A name from `flashu models`, a hub id or a checkpoint folder.")]
-Preset = Annotated[str, typer.Option(help="exact, paper, fast, quality, or a recipe file.")]
+Preset = Annotated[str, typer.Option(help="exact, paper, fast, quality, balanced (tuned: scenes), or a recipe file.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; CUDA where there is one if not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]

@@ -25,7 +25,7 @@ def plan(
     as_json: opt.AsJson = False,
 ) -> None:
     """Show, forward by forward, what a recipe computes: layers, FFN, head, guidance, tokens and FLOPs."""
-    recipe = load_recipe(preset)
+    recipe = load_recipe(preset, model)
     from flashu.cli.sizes import sizes_of
     from flashu.explain import tabulate
 

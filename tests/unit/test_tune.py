@@ -1,0 +1,242 @@
+"""The tuner on the tiny engine with a stubbed judge; budgets, study files, and the presets it shipped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.conftest import tiny_model
+from typer.testing import CliRunner
+
+import flashu
+from flashu.analysis.lab import Lab, timing
+from flashu.bench.quality.ledger import Ledger
+from flashu.bench.quality.scores import Mark, Sheet
+from flashu.cli.main import app
+from flashu.errors import FlashUError, RecipeError
+from flashu.plan import TASKS, Room, Task
+from flashu.recipe import PRESETS, SHIPPED, Recipe, exact, load_recipe, paper, shipped
+from flashu.tune import preset, space, tuner
+from flashu.tune.budget import Budget
+from flashu.tune.judge import Answers, merged
+from flashu.tune.search import Search, finished
+
+
+class Stub:
+    """Scores a recipe by its methods' number: the more, the worse, of twenty items a round."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def sheet(self, recipe: Recipe, number: int) -> Sheet:
+        self.seen.append(number)
+        wrong = 4 * len(recipe.methods)
+        return Sheet({"all": [Mark((number, k), float(k >= wrong)) for k in range(20)]}, ("all",))
+
+
+def search(task: Task = "generation", budget: str = "score >= 0.5 of vanilla", judge: Any = None) -> Search:
+    cost = lambda recipe: 1 / (1 + len(recipe.methods))  # noqa: E731
+    return Search(judge or Stub(), task, 4, Budget.parse(budget), cost, rounds=3)
+
+
+@given(st.integers(1, 1000), st.booleans(), st.sampled_from(["", " ", "  "]))
+def test_budgets_are_read(thousandths: int, relative: bool, gap: str) -> None:
+    least = thousandths / 1000
+    text = f"score{gap}>={gap}{least}" + (" of vanilla" if relative else "")
+    found = Budget.parse(text)
+    assert found == Budget(least, relative)
+    assert Budget.parse(str(found)) == found
+    assert found.need(0.5) == (least * 0.5 if relative else least)
+
+
+@given(st.text(max_size=30))
+def test_other_words_are_no_budget(text: str) -> None:
+    with pytest.raises(FlashUError, match="is no budget"):
+        Budget.parse("s" + text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0.98", "score > 0.9", "score >= 0", "score >= 1.2 of vanilla", "score >= 0.9 of paper", "score>=nan"]
+)
+def test_near_misses_are_no_budget(text: str) -> None:
+    with pytest.raises(FlashUError, match="budget"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_known_start_is_in_the_space(task: Task) -> None:
+    class Given:
+        def __init__(self, params: dict[str, Any]) -> None:
+            self.params, self.used = params, set[str]()
+
+        def suggest_categorical(self, name: str, choices: Any) -> Any:
+            assert self.params[name] in choices
+            self.used.add(name)
+            return self.params[name]
+
+    drafted = []
+    for params in space.known(task):
+        given = Given(params)
+        drafted.append(space.draft(given, task, 12))
+        assert given.used == set(params)
+    assert drafted[0].methods == ()
+    assert len(drafted[1].methods) >= 3
+
+
+def test_a_search_is_resumed_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "study.log"
+    first = search()
+    study = first.study(path)
+    ticks: list[int] = []
+    first.run(study, 3, lambda s: ticks.append(len(s.trials)))
+    assert len(ticks) == 3
+    before = [t.recipe for t in finished(study)]
+    second = search()
+    again = second.study(path)
+    assert [t.recipe for t in finished(again)] == before
+    second.run(again, 3)  # already there
+    assert not second.vanilla
+    second.run(again, 5)
+    assert sum(t.state.is_finished() for t in again.trials) == 5
+    assert finished(again)[0].recipe == replace(exact(), name="tuned")
+
+
+def test_hopeless_recipes_are_stopped_early_and_never_chosen() -> None:
+    judge = Stub()
+    lookup = search(budget="score >= 0.9 of vanilla", judge=judge)
+    bad = lookup.judged(paper(), range(3))
+    assert (bad.stopped, bad.rounds) == (True, 1)
+    assert not lookup.keeps(bad, range(3))
+    good = lookup.judged(exact(), range(3))
+    assert (good.stopped, good.rounds, good.score.n, good.difference.value) == (False, 3, 60, 0)
+    whole = lookup.judged(paper(), range(3), early=False)
+    assert (whole.stopped, whole.rounds) == (False, 3)
+    study = lookup.study(None)
+    lookup.run(study, 4)
+    assert [t.recipe.methods for t in lookup.finalists(study, 3)] == [()]
+    assert lookup.frontier(study)[-1].cost == 1
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_recipes_a_model_has_no_room_for_are_passed_over(task: Task) -> None:
+    lookup = search(task)
+
+    def cost(recipe: Recipe) -> float:
+        recipe.check(Room("small", 4, 0))  # too few layers to skip a tenth, no head to cache
+        return 1 / (1 + len(recipe.methods))
+
+    lookup = replace(lookup, cost=cost)
+    study = lookup.study(None)
+    lookup.run(study, 30)
+    states = [t.state.name for t in study.trials]
+    assert (len(states), set(states)) == (30, {"COMPLETE", "PRUNED"})
+    assert len(finished(study)) >= 3
+
+
+def test_a_budget_nothing_keeps() -> None:
+    class Worse(Stub):
+        def sheet(self, recipe: Recipe, number: int) -> Sheet:
+            return Sheet({"all": [Mark(k, 0.5) for k in range(9)]}, ("all",))
+
+    lookup = search(budget="score >= 0.9", judge=Worse())
+    study = lookup.study(None)
+    lookup.run(study, 2)
+    with pytest.raises(FlashUError, match="no recipe tried keeps score"):
+        lookup.finalists(study, 2)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_from_search_to_preset_file(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command end to end on a random model, the judge stubbed and the clock too."""
+    model = tiny_model()
+    assert model.processor is not None
+    engine = flashu.Engine(model, model.processor)
+    monkeypatch.setattr("flashu.cli.tune.open_engine", lambda *_: engine)
+    monkeypatch.setattr(tuner, "judge_of", lambda *_: Stub())
+    monkeypatch.setattr(Lab, "times", lambda self, engines, task: dict.fromkeys(engines, timing([1.0])))
+    monkeypatch.setattr(Lab, "engine_of", lambda self, recipe, calibration=None: engine.with_recipe(recipe))
+    run, words = CliRunner(), ["tune", "--task", task, "--budget", "score >= 0.5 of vanilla", "--trials", "3"]
+    target = tmp_path / "mine.json"
+    done = run.invoke(app, [*words, "-o", str(target), "--study", str(tmp_path / "s.log"), "--json"])
+    assert done.exit_code == 0, done.stderr
+    content = json.loads(target.read_text())
+    assert json.loads(done.stdout) == content
+    evidence = content["evidence"][task]
+    assert evidence["budget"] == "score >= 0.5 of vanilla"
+    assert {"score", "difference", "vanilla", "n", "machine", "model_hash", "command", "seed"} <= evidence.keys()
+    assert evidence["recipe"]["methods"] == content["recipe"]["methods"]
+    recipe = Recipe.from_file(target)
+    assert (recipe.name, load_recipe(target)) == ("mine", recipe)
+    assert recipe.to_dict() == content["recipe"]
+
+    other = next(t for t in TASKS if t != task)
+    held = tmp_path / "held.json"
+    held.write_text(json.dumps({"recipe": paper().to_dict(), "evidence": {other: {"n": 1}}}))
+    joined = preset.joined("both", task, recipe, {"n": 2}, held)
+    assert joined["evidence"] == {other: {"n": 1}, task: {"n": 2}}
+    both = Recipe.from_dict(joined["recipe"])
+    assert (both.of(task), both.of(other)) == (recipe.of(task), paper().of(other))
+
+
+def test_wrong_usage_is_one_sentence() -> None:
+    run = CliRunner()
+    for words, said in (
+        (["--task", "generation", "--budget", "score > 1"], "is no budget"),
+        (["--task", "both", "--budget", "score >= 0.9"], "one task is tuned at a time"),
+    ):
+        done = run.invoke(app, ["tune", *words])
+        assert (done.exit_code, said in done.stderr) == (1, True)
+
+
+def test_rounds_meet_other_items_and_are_merged() -> None:
+    model = tiny_model()
+    assert model.processor is not None
+    engine = flashu.Engine(model, replace_tokens(model.processor))
+    judge = Answers(lambda recipe: engine.with_recipe(recipe), items=12, ledger=Ledger())
+    sheets = [judge.sheet(exact(), number) for number in (0, 1)]
+    assert len(judge.ledger.values) == 2
+    judge.sheet(exact(), 1)
+    assert len(judge.ledger.values) == 2
+    whole = merged(sheets)
+    part = whole.parts[0]
+    assert len(whole.marks[part]) == sum(len(s.marks[part]) for s in sheets)
+    assert len({m.cluster for m in whole.marks[part]}) == sum(len({m.cluster for m in s.marks[part]}) for s in sheets)
+    assert whole.against(whole).value == 0
+
+
+def replace_tokens(processor: Any) -> Any:
+    from flashu.models.showo2.processor import Processor
+
+    return Processor(processor.text, processor.vae, replace(processor.defaults, max_new_tokens=2))
+
+
+# -- what is shipped ---------------------------------------------------------------------------------------------------
+FILES = sorted(SHIPPED.glob("*.json"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_shipped_presets_fit_the_model_they_name(path: Path) -> None:
+    model, name = path.stem.split("-", 1)
+    recipe = Recipe.from_file(path)
+    assert load_recipe(path.stem) == recipe
+    assert shipped(name, model) == path
+    assert recipe.name == path.stem
+    content = json.loads(path.read_text())
+    assert set(content["evidence"]) == set(TASKS)
+    sizes = flashu.load(model)
+    recipe.check(Room(model, sizes.model.num_layers, sizes.model.config.head.num_layers))
+    for task, evidence in content["evidence"].items():
+        assert [m.to_dict() for m in recipe.of(task)] == evidence["recipe"]["methods"]
+        assert {"score", "difference", "vanilla", "n", "machine", "model_hash", "command", "seed"} <= evidence.keys()
+
+
+def test_general_presets_come_first_and_unknown_names_are_refused() -> None:
+    assert load_recipe("fast") == PRESETS["fast"]()
+    assert shipped("balanced", "scenes") == shipped("scenes-balanced", "elsewhere")
+    with pytest.raises(RecipeError, match="no preset 'balanced'"):
+        load_recipe("balanced", "elsewhere")
