@@ -176,7 +176,7 @@ def test_vanilla_is_its_own_equal(lab: Lab) -> None:
 
 def place(label: str, speedup: float, value: float) -> Place:
     marks = [Mark(k, float(k < 100 * value)) for k in range(100)]
-    return Place(label, Sheet({"all": marks}, ("all",)), None, None, None, speedup)
+    return Place(label, Sheet({"all": marks}, ("all",)), None, None, None, timing([speedup]))
 
 
 def test_the_frontier_and_who_is_beaten() -> None:
@@ -203,6 +203,7 @@ def test_the_stopwatch_leaves_the_model_as_it_was(engine: flashu.Engine) -> None
     for modules in parts(engine.model).values():
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
     assert timing([3.0, 1.0, 2.0]).seconds == 2
+    assert timing([1.0, 4.0, 1.0]).speedup(timing([2.0, 8.0, 3.0])).turns == (2, 2, 3)
 
 
 def test_a_layer_that_does_nothing_is_alike() -> None:

@@ -121,4 +121,4 @@ def _faster(whole: Place, part: Place) -> float:
     """How much the part left out of ``part`` speeds up the whole."""
     assert whole.timing is not None
     assert part.timing is not None
-    return part.timing.seconds / whole.timing.seconds
+    return whole.timing.speedup(part.timing).seconds

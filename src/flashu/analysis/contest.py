@@ -28,16 +28,21 @@ class Contender:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """What one contender did; ``change`` is its overall score less the first contender's, ``flops_ratio`` how many
-    times fewer FLOPs than it (longest answer, decoder and head only) it plans to compute."""
+    """What one contender did; ``change`` is its overall score less the first contender's, ``faster`` how many
+    times faster than it, ``flops_ratio`` how many times fewer FLOPs it plans to compute (longest answer)."""
 
     label: str
     sheet: Sheet
     change: Difference | None
     fidelity: Fidelity | None
     timing: Timing | None
-    speedup: float | None
-    flops_ratio: float = 1.0
+    faster: Timing | None
+    flops_ratio: float | None = None
+
+    @property
+    def speedup(self) -> float | None:
+        """Median over turns."""
+        return None if self.faster is None else self.faster.seconds
 
     def row(self, *columns: str) -> Row:
         """Cells: the columns named (all if none), the overall score, the paired change, latency, fidelity."""
@@ -48,11 +53,13 @@ class Place:
         cells |= scored("Overall", scores["Overall"]) | {"n": scores["Overall"].n} | compared(self.change)
         if self.timing is not None:
             t = self.timing
-            cells |= {"seconds": t.seconds, "seconds low": t.low, "seconds high": t.high, "speed-up": self.speedup}
+            cells |= {"seconds": t.seconds, "seconds low": t.low, "seconds high": t.high}
+        if self.faster is not None:
+            f = self.faster
+            cells |= {"speed-up": f.seconds, "speed-up low": f.low, "speed-up high": f.high}
         cells |= {"FLOPs ratio": self.flops_ratio}
-        if self.fidelity is not None:
-            f = self.fidelity
-            cells |= {"PSNR dB": f.psnr, "SSIM": f.ssim, "latent distance": f.latent}
+        if (alike := self.fidelity) is not None:
+            cells |= {"PSNR dB": alike.psnr, "SSIM": alike.ssim, "latent distance": alike.latent}
         return cells
 
 
@@ -84,17 +91,21 @@ def _place(
 ) -> Place:
     first = before[0] if before else None
     mine = times.get(contender.label)
-    faster = None
-    if mine is not None:
-        faster = 1.0 if first is None or first.timing is None else first.timing.seconds / mine.seconds
+    base = mine if first is None else first.timing
+    faster = None if mine is None or base is None else mine.speedup(base)
     change = None if first is None else sheet.against(first.sheet)
     return Place(contender.label, sheet, change, fidelity, mine, faster)
 
 
 def _costed(lab: Lab, task: Task, contenders: Sequence[Contender], places: Sequence[Place]) -> list[Place]:
-    """The places with their FLOPs relative to the first's."""
-    flops = [lab.engine_of(c.recipe, c.calibration).explain(task, steps=c.steps).totals.flops for c in contenders]
-    return [replace(place, flops_ratio=flops[0] / own) for place, own in zip(places, flops, strict=True)]
+    """The places with their FLOPs relative to the first's; None where they are known at run time only."""
+    found: list[Place] = []
+    base = None
+    for place, c in zip(places, contenders, strict=True):
+        flops = lab.engine_of(c.recipe, c.calibration).explain(task, steps=c.steps).totals.flops
+        base = base or flops
+        found.append(replace(place, flops_ratio=None if c.recipe.reads("drift", task) else base / flops))
+    return found
 
 
 def _times(lab: Lab, task: Task, contenders: Sequence[Contender]) -> dict[str, Timing]:

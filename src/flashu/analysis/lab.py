@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import median, quantiles
+from statistics import quantiles
 from typing import Any, Protocol
 
 import torch
@@ -63,12 +63,16 @@ class Bars(Protocol):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one request alone: median and quartiles of ``n``."""
+    """Seconds of one request alone, turn by turn: median and quartiles."""
 
+    turns: tuple[float, ...]
     seconds: float
     low: float
     high: float
-    n: int
+
+    def speedup(self, baseline: Timing) -> Timing:
+        """How many times faster than ``baseline``, each turn against its own: a busy moment slows both."""
+        return timing([base / own for base, own in zip(baseline.turns, self.turns, strict=True)])
 
 
 Suite = GenEval | DPG
@@ -210,11 +214,10 @@ class _Bar:
             self.bars.remove_task(self.task)
 
 
-def timing(seconds: Sequence[float]) -> Timing:
-    if len(seconds) == 1:
-        return Timing(seconds[0], seconds[0], seconds[0], 1)
-    low, _, high = quantiles(seconds, n=4, method="inclusive")
-    return Timing(median(seconds), low, high, len(seconds))
+def timing(turns: Sequence[float]) -> Timing:
+    """Median and quartiles of seconds, or of ratios of them."""
+    low, middle, high = quantiles(turns, n=4, method="inclusive") if len(turns) > 1 else (turns[0],) * 3
+    return Timing(tuple(turns), middle, low, high)
 
 
 def synchronize(device: torch.device) -> None:

@@ -22,7 +22,6 @@ from flashu.methods import (
     UnconditionalReuse,
 )
 from flashu.models.protocol import UnifiedModel
-from flashu.plan import Task
 from flashu.recipe import Recipe, exact, fast, paper, quality
 
 VANILLA = "vanilla"
@@ -48,7 +47,8 @@ def generation(lab: Lab) -> list[Contender]:
         Contender(VANILLA, exact()),
         *(Contender(f"{VANILLA}, {s} steps", exact(), steps=s) for s in reversed(few)),
         *presets(),
-        *(solved(solver, s) for solver in ("adams", "heun") for s in (10, 20)),
+        *(solved("adams", s) for s in (6, 10, 20)),
+        *(solved("heun", s) for s in (10, 20)),
         *(alone(f"reuse, every {k} (FORA)", HeadCache("generation", k, 0.0)) for k in (2, 3, 5)),
         *(alone(f"Taylor, every {k} (TaylorSeer)", TaylorCache(interval=k)) for k in (3, 5)),
         *(alone(f"reuse below {c:g} (TeaCache idea)", ChangeCache(threshold=c)) for c in (0.05, 0.1)),
@@ -86,8 +86,3 @@ def agnostic(lab: Lab) -> Calibration:
     model: UnifiedModel = lab.engine.model
     size = torch.stack([layer.mlp.down_proj.weight.float().abs().sum(0) for layer in model.layers]).cpu()
     return lab.calibration.with_scores(AGNOSTIC, size, {"from": "weights alone"})
-
-
-def field(lab: Lab, task: Task) -> list[Contender]:
-    """All contenders of a task, vanilla first."""
-    return generation(lab) if task == "generation" else understanding(lab)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from flashu.analysis import opponents
 from flashu.analysis.contest import Place, answering, drawing
-from flashu.analysis.lab import Lab
+from flashu.analysis.lab import FULL, Lab
 from flashu.analysis.opponents import FLASHU, VANILLA
 from flashu.analysis.result import COLOURS, FAINT, INK, Claim, Holds, Result, Row, bounds
-from flashu.plan import TASKS, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+DENSE = "generation, dense prompts"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Pareto(Result):
     size: ClassVar[tuple[float, float]] = (13.0, 6.0)
 
     def paint(self, figure: Figure) -> None:
-        for axes, task in zip(figure.subplots(1, 2), TASKS, strict=True):
+        tasks = list(dict.fromkeys(r["task"] for r in self.table))
+        figure.set_size_inches(6.5 * len(tasks), 8.5)
+        for axes, task in zip(figure.subplots(1, len(tasks)), tasks, strict=True):
             rows = [r for r in self.table if r["task"] == task]
             front = sorted((r["speed-up"], r["Overall"]) for r in rows if r["frontier"])
             axes.plot(*zip(*front, strict=True), color=INK, lw=1, zorder=1)
@@ -39,25 +42,27 @@ class Pareto(Result):
                 )
                 axes.plot([], [], " ", label=f"{k} {row['method']}")
             axes.set(xlabel="speed-up over vanilla, batch 1", ylabel="overall score")
-            axes.set_title(f"{task} (line: frontier; red: FlashU; blue: vanilla, fewer steps)", loc="left", fontsize=9)
-            axes.legend(frameon=False, fontsize=7, handlelength=0, ncols=2)
+            axes.set_title(f"{task}\nline: frontier; red: FlashU; blue: vanilla, fewer steps", loc="left", fontsize=9)
+            axes.legend(frameon=False, fontsize=7, handlelength=0, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.1))
             axes.spines[["top", "right"]].set_visible(False)
 
 
 def pareto(lab: Lab) -> Pareto:
-    """Generation on the six GenEval categories, understanding on the five suites."""
+    """Generation on dense prompts, which leave more to lose than the six categories (those too in a full run);
+    understanding on the five suites."""
     rows: list[Row] = []
     claims: list[Claim] = []
-    for task in TASKS:
-        field = opponents.field(lab, task)
-        places = drawing(lab, lab.geneval, field) if task == "generation" else answering(lab, field)
+    drawn = opponents.generation(lab)
+    panels = {DENSE: drawing(lab, lab.dpg, drawn), "understanding": answering(lab, opponents.understanding(lab))}
+    if lab.size == FULL:
+        panels["generation, GenEval"] = drawing(lab, lab.geneval, drawn)
+    for panel, places in panels.items():
         ahead = frontier(places)
         for place in places:
-            rows.append(
-                {"task": task, "frontier": place in ahead, "beaten by": beaten_by(place, places)} | place.row("Overall")
-            )
-        claims += [_verdict(task, places, ahead), *_equal_time(task, places)]
-    return Pareto(tuple(rows), tuple(claims), lab.about(images=len(lab.geneval.texts), questions=len(lab.und.asked)))
+            found = {"task": panel, "frontier": place in ahead, "beaten by": beaten_by(place, places)}
+            rows.append(found | place.row("Overall"))
+        claims += [_verdict(panel, places, ahead), *_equal_time(places)]
+    return Pareto(tuple(rows), tuple(claims), lab.about(images=len(lab.dpg.texts), questions=len(lab.und.asked)))
 
 
 def frontier(places: Sequence[Place]) -> list[Place]:
@@ -80,7 +85,7 @@ def beaten_by(place: Place, places: Sequence[Place]) -> str | None:
     return max(better, key=lambda p: p.speedup or 0).label if better else None
 
 
-def _verdict(task: Task, places: Sequence[Place], ahead: Sequence[Place]) -> Claim:
+def _verdict(task: str, places: Sequence[Place], ahead: Sequence[Place]) -> Claim:
     paper = next(p for p in places if p.label == FLASHU[0])
     better = beaten_by(paper, places)
     holds: Holds = "no" if better else "yes" if paper in ahead else "unclear"
@@ -89,11 +94,11 @@ def _verdict(task: Task, places: Sequence[Place], ahead: Sequence[Place]) -> Cla
     return Claim(f"FlashU lies on the frontier of {task}", told, holds)
 
 
-def _equal_time(task: Task, places: Sequence[Place]) -> list[Claim]:
+def _equal_time(places: Sequence[Place]) -> list[Claim]:
     """FlashU against vanilla with as many steps as its time allows."""
     paper = next(p for p in places if p.label == FLASHU[0])
     few = [p for p in places[1:] if p.label.startswith(VANILLA) and (p.speedup or 0) >= 0.95 * (paper.speedup or 0)]
-    if task != "generation" or not few:
+    if not few:
         return []
     rival = min(few, key=lambda p: p.speedup or 0)
     change = paper.sheet.against(rival.sheet)

@@ -155,7 +155,7 @@ def specialization(lab: Lab) -> Specialization:
     about = lab.about(
         vanilla=vanilla,
         samples=lab.size.samples,
-        images=len(lab.geneval.texts),
+        images=len(lab.dpg.texts),
         questions=len(lab.und.asked),
         rank_correlation=[spearman(g, u) for g, u in zip(generation, understanding, strict=True)],
     )
@@ -178,7 +178,7 @@ def experiment(lab: Lab, task: Task, known: Calibration) -> tuple[float, list[Ro
     for ratio, mask in labels:
         prune = FFNPrune(task, ratio, 0.0, masks[mask])
         field.append(Contender(f"{mask} {ratio:g}", Recipe((prune,), f"{mask} {ratio:g}"), calibration=known))
-    run = drawing(lab, lab.geneval, field, timed=False) if task == "generation" else answering(lab, field, timed=False)
+    run = drawing(lab, lab.dpg, field, timed=False) if task == "generation" else answering(lab, field, timed=False)
     rows = [
         {"part": task, "mask": mask, "ratio": ratio} | p.row("Overall")
         for (ratio, mask), p in zip(labels, run[1:], strict=True)

@@ -28,7 +28,7 @@ class TableResult(Result):
     def paint(self, figure: Figure) -> None:
         axes = figure.subplots()
         rows = self.rows()
-        columns = [c for c in rows[0] if f"{c} low" in rows[0] and c not in ("seconds", "change")]
+        columns = [c for c in rows[0] if f"{c} low" in rows[0] and c not in ("seconds", "change", "speed-up")]
         width = 0.8 / len(rows)
         for k, row in enumerate(rows):
             pairs = [bounds([row], c) for c in columns]
