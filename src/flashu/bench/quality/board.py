@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-import flashu
 from flashu.bench.quality.work import Shown, answer, draw
 from flashu.bench.stats import Rate, wilson
 from flashu.engine import Engine
+from flashu.models.registry import open_model
 from flashu.models.weights import checkpoint_hash
 from flashu.scenes import benchmark
 from flashu.scenes.benchmark import CATEGORIES, QUESTION_KINDS, blind_prior, judge
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/scenes-scores.md"))
     options = parser.parse_args()
-    engine = flashu.load("scenes")
+    engine = Engine(*open_model("scenes"))
     defaults = engine.processor.defaults
     command = f"python -m flashu.bench.quality.board -n {options.n} --seed {options.seed}"
     text = [
