@@ -16,7 +16,7 @@ from flashu.cli.opened import open_engine
 from flashu.cli.terminal import emit, out, progress
 from flashu.errors import FlashUError
 
-FINALISTS = 5
+FINALISTS = 4
 """Most recipes that are measured on fresh items and by the clock."""
 
 

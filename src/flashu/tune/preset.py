@@ -36,8 +36,9 @@ class Final:
             "difference": asdict(t.difference) | {"significant": t.difference.significant},
             "flops_ratio": 1 / t.cost,
             "seconds": asdict(self.seconds),
-            "speedup_over_exact": self.exact.seconds / self.seconds.seconds,
-            "speedup_over_paper": None if self.paper is None else self.paper.seconds / self.seconds.seconds,
+            "exact_seconds": self.exact.seconds,
+            "speedup_over_exact": self.seconds.speedup(self.exact).seconds,
+            "speedup_over_paper": None if self.paper is None else self.seconds.speedup(self.paper).seconds,
             "keeps_budget": self.keeps,
         }
 
@@ -70,7 +71,7 @@ def chosen(finals: Sequence[Final]) -> Final:
     kept = [f for f in finals if f.keeps]
     if not kept:
         raise FlashUError("no finalist keeps the budget on fresh items: search on more items or lower the budget")
-    return min(kept, key=lambda f: f.seconds.seconds)
+    return max(kept, key=lambda f: f.seconds.speedup(f.exact).seconds)
 
 
 def joined(name: str, task: Task, recipe: Recipe, evidence: dict[str, Any], other: Path | None) -> dict[str, Any]:

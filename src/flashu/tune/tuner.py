@@ -23,7 +23,7 @@ from flashu.tune.search import Search, finished
 if TYPE_CHECKING:
     from optuna import Study
 
-ROUNDS, FRESH = 3, 6
+ROUNDS, FRESH = 3, 4
 """Rounds of a trial, and rounds of other items that its finalists must stand."""
 
 
