@@ -208,6 +208,16 @@ def test_differences_are_paired() -> None:
         Sheet({"a": [Mark(0, 1.0)]}, ("a",)).against(base)
 
 
+def test_pooled_differences_average_an_item_first() -> None:
+    def sheet(*values: float) -> Sheet:
+        return Sheet({"a": [Mark(k, v) for k, v in enumerate(values)]}, ("a",))
+
+    assert [m.value for m in scores.averaged([sheet(1, 0), sheet(0, 0)]).marks["a"]] == [0.5, 0]
+    found = scores.pooled([(sheet(0, 0, 1), sheet(1, 0, 1)), (sheet(1, 0, 1), sheet(1, 0, 1))])
+    assert (found.lost, found.won) == (0, 1)
+    assert found.value == pytest.approx(0.5 / 3)
+
+
 def test_fidelity_of_the_same_and_of_another_image() -> None:
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))

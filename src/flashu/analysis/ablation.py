@@ -72,7 +72,7 @@ class Ablation(Result):
             axes.set_ylabel("overall score")
             axes.set_title(task, loc="left")
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=7.5)
+            axes.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3)
 
 
 def ablation(lab: Lab) -> Ablation:

@@ -29,6 +29,8 @@ from flashu.recipe import Recipe, exact
 
 COMPARED_IMAGES = 64
 """Images that fidelity is measured on."""
+ANSWERS_PER_IMAGE = 4
+"""Answers are short, so more of them are timed."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,9 @@ class Lab:
         that a drift of the machine meets all alike."""
         calls = {name: self._call(engine, task, steps) for name, (engine, steps) in engines.items()}
         took: dict[str, list[float]] = {name: [] for name in calls}
-        with self._bar(f"timing {task}", (self.size.repeats + 1) * len(calls)) as tick:
-            for turn in range(self.size.repeats + 1):
+        turns = self.size.repeats * (ANSWERS_PER_IMAGE if task == "understanding" else 1)
+        with self._bar(f"timing {task}", (turns + 1) * len(calls)) as tick:
+            for turn in range(turns + 1):
                 for name, call in calls.items():
                     synchronize(self.engine.model.device)
                     began = time.perf_counter()
@@ -171,7 +174,7 @@ class Lab:
         if task == "generation":
             texts = self.dpg.texts
             return lambda turn: engine.generate(texts[turn % len(texts)], seed=turn, steps=steps)
-        asked = samples.questions(min(self.size.repeats, samples.SAMPLES))
+        asked = samples.questions(samples.SAMPLES)
         pictures: list[tuple[Image.Image, str]] = asked
         return lambda turn: engine.answer(*pictures[turn % len(pictures)])
 

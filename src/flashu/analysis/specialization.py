@@ -11,7 +11,6 @@ One pass that sums squares gives all neurons at once; no neuron has to be zeroed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,7 +21,7 @@ from flashu.analysis.contest import Contender, answering, drawing
 from flashu.analysis.lab import Lab
 from flashu.analysis.result import COLOURS, FAINT, INK, Claim, Result, Row, lines
 from flashu.analysis.workload import watch
-from flashu.bench.quality.scores import Difference, Mark, Sheet, difference
+from flashu.bench.quality.scores import pooled
 from flashu.calibrate.attention import spearman
 from flashu.calibrate.calibration import Calibration
 from flashu.calibrate.importance import FFNNorms
@@ -193,17 +192,3 @@ def experiment(lab: Lab, task: Task, known: Calibration) -> tuple[float, list[Ro
     text = "; ".join(f"{m}: {d}" for m, d in [*own_against.items(), ("random", random)])
     claim = Claim(f"{task} is best pruned with its own mask", f"own mask less {text}", holds)  # type: ignore[arg-type]
     return run[0].sheet.overall.value, rows, claim
-
-
-def pooled(pairs: Sequence[tuple[Sheet, Sheet]]) -> Difference:
-    """The difference over several comparisons of the same items, an item's marks averaged first."""
-    baseline, other = (_mean([pair[side] for pair in pairs]) for side in (0, 1))
-    return difference([(baseline.marks[p], other.marks[p]) for p in baseline.parts])
-
-
-def _mean(sheets: Sequence[Sheet]) -> Sheet:
-    marks = {}
-    for part in sheets[0].parts:
-        columns = zip(*(s.marks[part] for s in sheets), strict=True)
-        marks[part] = [Mark(same[0].cluster, sum(m.value for m in same) / len(same)) for same in columns]
-    return Sheet(marks, sheets[0].parts)

@@ -12,7 +12,7 @@ from flashu.analysis.contest import Contender, Place, answering
 from flashu.analysis.lab import Lab
 from flashu.analysis.result import COLOURS, INK, Claim, Holds, Result, Row, bounds, lines
 from flashu.analysis.workload import watch
-from flashu.bench.quality.scores import Difference
+from flashu.bench.quality.scores import Difference, pooled
 from flashu.calibrate.attention import spearman
 from flashu.methods import TokenPrune
 from flashu.plan import Score, Side
@@ -122,7 +122,8 @@ def _claims(rows: list[Row], found: dict[tuple[str, float], Place]) -> tuple[Cla
     paper = found[PAPER, ratio]
     turned = paper.sheet.against(found[TURNED, ratio].sheet)
     fastv = paper.sheet.against(found["attention (FastV)", ratio].sheet)
-    luck = paper.sheet.against(found["random 0", ratio].sheet)
+    arms = [place for (name, at), place in found.items() if name.startswith("random") and at == ratio]
+    luck = pooled([(arm.sheet, paper.sheet) for arm in arms])
     return (
         Claim(
             "attention and value norm are consistently negatively correlated",
@@ -138,7 +139,7 @@ def _claims(rows: list[Row], found: dict[tuple[str, float], Place]) -> tuple[Cla
         Claim(
             "value norms choose as well as attention does", f"V-norm less FastV, half dropped: {fastv}", _level(fastv)
         ),
-        Claim("(control) better than dropping at random", f"V-norm less random: {luck}", _won(luck)),
+        Claim("(control) better than dropping at random", f"V-norm less random, {len(arms)} seeds: {luck}", _won(luck)),
     )
 
 

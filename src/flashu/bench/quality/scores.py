@@ -162,3 +162,18 @@ def difference(pairs: Sequence[tuple[Sequence[Mark], Sequence[Mark]]], seed: int
     if not paired.lost + paired.won:  # no change seen in n clusters: the rule of three bounds what may be there
         low, high = -3 / clusters, 3 / clusters
     return Difference(value, float(low), float(high), paired.lost, paired.won, paired.p)
+
+
+def pooled(pairs: Sequence[tuple[Sheet, Sheet]]) -> Difference:
+    """(baseline, other) several times over on the same items, an item's marks averaged before they are compared."""
+    baseline, other = (averaged([pair[side] for pair in pairs]) for side in (0, 1))
+    return other.against(baseline)
+
+
+def averaged(sheets: Sequence[Sheet]) -> Sheet:
+    """The sheet of every item's mean mark."""
+    marks: dict[str, list[Mark]] = {}
+    for part in sheets[0].parts:
+        columns = zip(*(s.marks[part] for s in sheets), strict=True)
+        marks[part] = [Mark(same[0].cluster, sum(m.value for m in same) / len(same)) for same in columns]
+    return Sheet(marks, sheets[0].parts)
