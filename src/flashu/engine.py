@@ -54,8 +54,10 @@ class Engine:
     all state of a request lives in its run, so an engine can be used from several threads.
 
     ``calibration``: FFN importance and value-norm statistics; gathered when first needed if not given.
-    ``compile``: compile each kind of room once (first calls are slow). Raises `RecipeError` when the model lacks what
-    the recipe works on.
+    ``compile``: compile each kind of room once (first calls are slow). ``in_place``: FFN pruning takes no memory,
+    because the model's own FFN neurons are put in an order in which what a task keeps is one slice; engines that share
+    the model then compute as before up to rounding, but none can prune it in place by other masks (`FlashUError`)
+    until `release`. Raises `RecipeError` when the model lacks what the recipe works on.
     """
 
     def __init__(
@@ -66,10 +68,11 @@ class Engine:
         calibration: Calibration | None = None,
         *,
         compile: bool = False,
+        in_place: bool = False,
     ) -> None:
         self.model = model
         self.processor = processor
-        self.fitted = Fitted(load_recipe(recipe), calibration, Rooms(compile))
+        self.fitted = Fitted(load_recipe(recipe), calibration, Rooms(compile), in_place=in_place)
         self.fitted.check(model)
 
     @property
@@ -82,7 +85,9 @@ class Engine:
 
     def with_recipe(self, recipe: Recipe | FlashUConfig | str | Path) -> Engine:
         """An engine over the same weights with another recipe: a preset's name, a recipe file, settings or a recipe."""
-        return self.of(self.model, self.processor, Fitted(load_recipe(recipe), self.calibration, self.fitted.rooms))
+        known = self.fitted
+        fitted = Fitted(load_recipe(recipe), known.calibration, known.rooms, in_place=known.in_place)
+        return self.of(self.model, self.processor, fitted)
 
     @classmethod
     def of(cls, model: ShowO2, processor: Processor, fitted: Fitted) -> Engine:
@@ -236,6 +241,11 @@ class Engine:
     def prepare(self, task: Task, prompt: str | None = None) -> None:
         """Make the recipe ready for a task now rather than at the first request."""
         self.fitted.prepare(self.model, self.processor, task, prompt)
+
+    def release(self) -> None:
+        """Put FFN neurons that this engine moved (``in_place``) back in the checkpoint's order, bit for bit; the next
+        request moves them again. Nothing may run on the model meanwhile."""
+        self.fitted.release(self.model)
 
     # -- inside ------------------------------------------------------------------------------------------------
     def _asking(

@@ -7,10 +7,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from flashu.calibrate import gather, samples
-from flashu.calibrate.bank import RELEASED_ALIGNMENT, bank, kept
+from flashu.calibrate.bank import RELEASED_ALIGNMENT, bank, bank_in_place, kept, restore
 from flashu.calibrate.calibration import Calibration
 from flashu.errors import FlashUError
+from flashu.methods import FFNPrune
 from flashu.models.layers import FFNWeights
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Picture, Processor
@@ -26,14 +29,19 @@ log = logging.getLogger("flashu")
 class Fitted:
     """What an engine derives from its model and recipe. It holds no reference to the model, so it can outlive none.
 
-    Fitting happens when a task is first asked for, under a lock; afterwards nothing here changes.
+    Fitting happens when a task is first asked for, under a lock; afterwards nothing here changes. ``in_place``: the
+    banks are slices of the model's own weights, put in order for both tasks at once, and not copies.
     """
 
-    def __init__(self, recipe: Recipe, calibration: Calibration | None, rooms: Rooms) -> None:
+    def __init__(
+        self, recipe: Recipe, calibration: Calibration | None, rooms: Rooms, *, in_place: bool = False
+    ) -> None:
         self.recipe = recipe
         self.calibration = calibration
         self.rooms = rooms
+        self.in_place = in_place
         self.banks: dict[str, Sequence[FFNWeights]] = {}
+        self._order: Tensor | None = None
         self._ready: set[Task] = set()
         self._lock = threading.RLock()
 
@@ -48,9 +56,12 @@ class Fitted:
         """Gather the calibration the recipe lacks for a task (generation: on ``prompt``), build its FFN banks, settle
         its pruning side. Does nothing the second time."""
         with self._lock:
+            if self.in_place and self._order is not arrangement(model):
+                self._forget()
             if task in self._ready:
                 return
-            prunes = [m for m in self.recipe.ffn_prunes() if m.task == task]
+            whole = self.in_place and processor.vae is not None
+            prunes = [m for m in self.recipe.ffn_prunes() if whole or m.task == task]
             sided = [m for m in self.recipe.token_prunes() if m.task == task]
             lacking = {m.mask for m in prunes} - set(self.calibration.scores if self.calibration else ())
             if sided and (self.calibration is None or self.calibration.correlation is None):
@@ -58,11 +69,7 @@ class Fitted:
             for mask in sorted(lacking):
                 log.info("calibrating %s", mask)
                 self.calibrate(model, processor, mask, prompts=None if prompt is None else [prompt])
-            for m in prunes:
-                assert self.calibration is not None
-                multiple = RELEASED_ALIGNMENT if self.recipe.reference else None
-                index = kept(self.calibration.scores[m.mask], m.ratio, multiple)
-                self.banks.setdefault(m.mask, bank(model, index))
+            self._build(model, prunes)
             for p in sided:
                 assert self.calibration is not None
                 measured = self.calibration.side(p.layer)
@@ -77,6 +84,32 @@ class Fitted:
                     )
                 self.recipe = self.recipe.resolved(measured)
             self._ready.add(task)
+
+    def _build(self, model: ShowO2, prunes: Sequence[FFNPrune]) -> None:
+        multiple = RELEASED_ALIGNMENT if self.recipe.reference else None
+        masks: dict[str, Tensor] = {}
+        for m in prunes:
+            if m.mask not in self.banks.keys() | masks.keys():
+                assert self.calibration is not None
+                masks[m.mask] = kept(self.calibration.scores[m.mask], m.ratio, multiple)
+        if not masks:
+            return
+        if self.in_place:
+            self.banks = dict(bank_in_place(model, masks))
+            self._order = arrangement(model)
+        else:
+            self.banks |= {mask: bank(model, index) for mask, index in masks.items()}
+
+    def release(self, model: ShowO2) -> None:
+        """Give a model that was put in order its own order back, and forget what was derived from it."""
+        with self._lock:
+            if self._order is not None and self._order is arrangement(model):
+                restore(model)
+            self._forget()
+
+    def _forget(self) -> None:
+        self.banks, self._order = {}, None
+        self._ready.clear()
 
     def calibrate(
         self,
@@ -106,6 +139,13 @@ class Fitted:
             raise FlashUError(f"cannot calibrate {task!r}: the tasks are generation and understanding")
         with self._lock:
             self.calibration = known.with_scores(task, scores, about)
+            if self.in_place:
+                self.release(model)
             self.banks.pop(task, None)
             self._ready.clear()
         return self.calibration
+
+
+def arrangement(model: ShowO2) -> Tensor | None:
+    """What tells one order of the model's FFN neurons from another; None while they are as the checkpoint has them."""
+    return model.layers[0].mlp.order  # type: ignore[union-attr, return-value]

@@ -26,20 +26,25 @@ Config = FlashUConfig | Recipe | str | None
 
 @overload
 def apply_flashu_patch(  # type: ignore[overload-overlap]
-    model: Architecture, config: Config = None, *, calibration: Calibration | None = None
+    model: Architecture, config: Config = None, *, calibration: Calibration | None = None, in_place: bool = False
 ) -> Engine: ...
 @overload
 def apply_flashu_patch(
     model: nn.Module, config: Config = None, *, calibration: Calibration | None = None, **options: Any
 ) -> DropIn: ...
 def apply_flashu_patch(
-    model: nn.Module, config: Config = None, *, calibration: Calibration | None = None, **options: Any
+    model: nn.Module,
+    config: Config = None,
+    *,
+    calibration: Calibration | None = None,
+    in_place: bool = False,
+    **options: Any,
 ) -> Engine | DropIn:
     """Accelerate ``model.t2i_generate`` and ``model.mmu_generate``; default settings are the paper's.
 
     Applying again replaces the settings. ``calibration``: FFN statistics; by default those of the last patch or of the
-    checkpoint, else they are gathered at the first image (generation) and here (understanding). Returns the engine
-    behind the model.
+    checkpoint, else they are gathered at the first image (generation) and here (understanding). ``in_place``: see
+    `Engine`; for our own class. Returns the engine behind the model.
 
     An instance of the original authors' class keeps its own signatures (`lm_generate` and `mm_generate` too) and gets a
     `DropIn` behind it, with ``options`` exact_rope, unpatchify and understanding_block as of `flashu.adopt`. Its script
@@ -49,6 +54,8 @@ def apply_flashu_patch(
     """
     settings = config if config is not None else FlashUConfig()
     if not isinstance(model, Architecture):
+        if in_place:
+            raise FlashUError("in_place is for models of our own class: flashu.adopt makes one of the same weights")
         return _drop_in(model, load_recipe(settings), calibration, options)
     if options:
         raise FlashUError(f"{', '.join(options)}: these options are for models of the original authors' class")
@@ -58,7 +65,9 @@ def apply_flashu_patch(
     before = _patches.get(model)
     if calibration is None:
         calibration = before.calibration if before else getattr(model, "calibration", None)
-    engine = Engine(model, processor, settings, calibration)
+    engine = Engine(model, processor, settings, calibration, in_place=in_place)
+    if before is not None:
+        before.release(model)
     if processor.vae is not None:
         engine.prepare("understanding")
     _patches[model] = engine.fitted
@@ -66,10 +75,13 @@ def apply_flashu_patch(
 
 
 def remove_flashu_patch(model: nn.Module) -> None:
-    """Undo `apply_flashu_patch`; the model was never changed, so its results are bit-identical to before."""
+    """Undo `apply_flashu_patch`; results are bit-identical to before: the model was never changed, except in the order
+    of its FFN neurons under ``in_place``, which is restored."""
     if _dropins.pop(model, None) is not None:
         unbind(model)
-    elif _patches.pop(model, None) is None:
+    elif (fitted := _patches.pop(model, None)) is not None and isinstance(model, Architecture):
+        fitted.release(model)
+    else:
         raise FlashUError("this model is not patched")
 
 

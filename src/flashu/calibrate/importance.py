@@ -37,6 +37,8 @@ class FFNNorms:
 
 
 def wanda(model: UnifiedModel, norms: Tensor) -> Tensor:
-    """Importance of each neuron [layers, neurons]: activation norm times the sum of |weights| that read it (Eq. 2)."""
+    """Importance of each neuron of the checkpoint [layers, neurons]: activation norm times the sum of |weights| that
+    read it (Eq. 2)."""
     reads = torch.stack([layer.mlp.down_proj.weight.float().abs().sum(0) for layer in model.layers])
-    return norms * reads.to(norms.device)
+    scores = norms * reads.to(norms.device)
+    return torch.stack([layer.mlp.stored(own) for layer, own in zip(model.layers, scores, strict=True)])

@@ -25,10 +25,11 @@ def ask(
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     calibration: opt.CalibrationFile = None,
+    in_place: opt.InPlace = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Answer questions about an image, one line each; written as it is found when the output is a terminal."""
-    engine = open_engine(model, preset, dtype, device, calibration)
+    engine = open_engine(model, preset, dtype, device, calibration, in_place=in_place)
     began = time.perf_counter()
     answers = []
     for number, question in enumerate(questions):

@@ -17,7 +17,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def open_engine(
-    model: str, recipe: str | Recipe, dtype: str | None, device: str | None, calibration: Path | None = None
+    model: str,
+    recipe: str | Recipe,
+    dtype: str | None,
+    device: str | None,
+    calibration: Path | None = None,
+    *,
+    in_place: bool = False,
 ) -> Engine:
     """The engine of ``model`` under ``recipe``. ``device`` None: CUDA where there is one."""
     settled = load_recipe(recipe, model)
@@ -34,7 +40,7 @@ def open_engine(
     opened = ShowO2.from_pretrained(model, dtype=None if dtype is None else getattr(torch, dtype), device=place)
     known = opened.calibration if calibration is None else Calibration.load(calibration, checkpoint_hash(opened))
     assert opened.processor is not None
-    return Engine(opened, opened.processor, settled, known)
+    return Engine(opened, opened.processor, settled, known, in_place=in_place)
 
 
 def usable(device: str | None) -> torch.device:

@@ -31,3 +31,6 @@ Tokens = Annotated[int | None, typer.Option(min=1, help="Most tokens of an answe
 CalibrationFile = Annotated[
     Path | None, typer.Option("--calibration", exists=True, dir_okay=False, help="A file `flashu calibrate` wrote.")
 ]
+InPlace = Annotated[
+    bool, typer.Option("--in-place", help="Prune the model's own FFN weights where they lie, not a copy of them.")
+]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -132,16 +132,50 @@ class Attention(nn.Module):
 
 
 class GatedFFN(nn.Module):
-    """down(silu(gate x) * up x), with the module's own weights or the triple passed in."""
+    """down(silu(gate x) * up x), with the module's own weights or the triple passed in.
+
+    The order of the neurons is free. ``order`` [K] says which of the checkpoint's neurons each one is, None while
+    they are as the checkpoint has them; in a state dict they always are.
+    """
+
+    NEURONS: ClassVar[dict[str, int]] = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+    order: Tensor | None
 
     def __init__(self, hidden: int, intermediate: int) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
         self.up_proj = nn.Linear(hidden, intermediate, bias=False)
         self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+        self.register_buffer("order", None, persistent=False)
 
     def weights(self) -> FFNWeights:
         return self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+
+    def stored(self, values: Tensor, dim: int = -1) -> Tensor:
+        """Values of each neuron, along ``dim``, in the checkpoint's order."""
+        return values if self.order is None else values.index_select(dim, self.order.argsort().to(values.device))
+
+    @torch.no_grad()
+    def arrange(self, order: Tensor | None) -> None:
+        """Put the neurons in another order, in place and one matrix at a time; None = the checkpoint's."""
+        places = torch.arange(len(self.gate_proj.weight)) if self.order is None else self.order.argsort().cpu()
+        moved = places if order is None else places[order.cpu()]
+        for weight, dim in zip(self.weights(), self.NEURONS.values(), strict=True):
+            weight.copy_(weight.index_select(dim, moved.to(weight.device)))
+        self.order = order
+
+    def state_dict(self, *args: Any, **settings: Any) -> Any:
+        state = super().state_dict(*args, **settings)
+        if self.order is not None:
+            for name, dim in self.NEURONS.items():
+                key = f"{settings.get('prefix', '')}{name}.weight"
+                state[key] = self.stored(state[key].detach(), dim)
+        return state
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if f"{prefix}down_proj.weight" in state_dict:
+            self.order = None
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, x: Tensor, ffn: FFNWeights | None = None, tap: Tap | None = None) -> Tensor:
         gate, up, down = self.weights() if ffn is None else ffn

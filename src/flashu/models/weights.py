@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flashu.errors import CheckpointError
+from flashu.models.layers import GatedFFN
 
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -121,10 +122,21 @@ def _compare(model: nn.Module, weights: Mapping[str, Tensor], tied: dict[str, li
         raise CheckpointError("\n".join([f"{where}: the weights do not fit the model:", *lines, f"  {advice}"]))
 
 
+def names(model: nn.Module) -> list[str]:
+    """The names of the parameters; one for those that are tied."""
+    return list({id(_held(model, name)): name for name, _ in reversed(list(model.named_parameters()))}.values())
+
+
+def stored(model: nn.Module, name: str) -> Tensor:
+    """A parameter as the checkpoint has it: FFN neurons in its order."""
+    ffn, _, projection = name.removesuffix(".weight").rpartition(".")
+    owner, value = model.get_submodule(ffn), _held(model, name).detach()
+    return owner.stored(value, owner.NEURONS[projection]) if isinstance(owner, GatedFFN) else value
+
+
 def write_weights(model: nn.Module, file: Path) -> None:
     """Writes the weights as safetensors (tied ones once) beside the file, then puts it in place at once."""
-    once = {id(value): (name, value) for name, value in reversed(model.state_dict(keep_vars=True).items())}
-    tensors = {name: value.detach().contiguous().cpu() for name, value in once.values()}
+    tensors = {name: stored(model, name).contiguous().cpu() for name in names(model)}
     draft = file.with_name(file.name + ".part")
     save_file(tensors, draft, metadata={"format": "pt"})
     os.replace(draft, file)
@@ -138,11 +150,12 @@ def checkpoint_hash(model: nn.Module) -> str:
     fp32 and in bf16, on any device. It tells checkpoints apart; it is no protection against tampering.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.flatten()
+    for name in sorted(names(model)):
+        value = stored(model, name)
+        flat = value.flatten()
         picks = torch.linspace(0, max(len(flat) - 1, 0), min(len(flat), SAMPLES), dtype=torch.float64).long()
         values = flat[picks.to(flat.device)].bfloat16().cpu().view(torch.int16).numpy().astype("<i2")
-        digest.update(f"{name}{list(parameter.shape)}".encode())
+        digest.update(f"{name}{list(value.shape)}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()[:16]
 
@@ -183,6 +196,13 @@ def _guess(file: Path) -> str:
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     owner, _, leaf = name.rpartition(".")
     return model.get_submodule(owner), leaf
+
+
+def _held(model: nn.Module, name: str) -> Tensor:
+    """A parameter, also one that lies elsewhere between calls (`offload`)."""
+    owner, leaf = _place(model, name)
+    value: Tensor = getattr(owner, leaf)
+    return owner._hf_hook.weights_map[leaf] if value.is_meta else value  # type: ignore[union-attr, index]
 
 
 def _finite(tensor: Tensor) -> bool:
