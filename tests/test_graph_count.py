@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from tests.recipes import GENERATION, UNDERSTANDING
 from torch._dynamo.testing import CompileCounter
 
 import flashu
 from flashu.runtime.rooms import Rooms
+from tests.recipes import GENERATION, UNDERSTANDING
 
 MOST = 4
 

@@ -1,4 +1,4 @@
-"""`flashu eval`: the official text-to-image benchmarks' images."""
+"""`flashu eval`: the official benchmarks."""
 
 from __future__ import annotations
 
@@ -77,6 +77,19 @@ def dpg(
     sizes = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     opened = (model, preset, dtype, device, calibration)
     _evaluate(DPG.read(prompts), output, opened, seed, sizes, shard, baseline, as_json)
+
+
+@app.command("lmms-task")
+def lmms_task(
+    output: Annotated[Path, typer.Option("-o", "--output", file_okay=False, help="Folder of the task.")],
+    count: Annotated[int, typer.Option(min=1, help="Questions of each of the six kinds.")] = 10,
+    seed: opt.Seed = 0,
+) -> None:
+    """A small task for lmms-eval: questions about held-out scenes, to try the harness with."""
+    from flashu.eval.scenes_task import TASK, write_task
+
+    write_task(output, count, seed)
+    out().print(f"python -m lmms_eval --model flashu --include_path {output} --tasks {TASK}", soft_wrap=True)
 
 
 def _evaluate(

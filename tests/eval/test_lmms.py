@@ -1,0 +1,162 @@
+"""The plugin in the real lmms-eval: as a process of its own, launched twice over, and under the official tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.conftest import Pixels
+from tests.unit import showo2_tiny
+
+import flashu
+from flashu.eval import scenes_task
+from flashu.models.showo2.processor import Processor
+from flashu.models.showo2.text import Text
+
+OFFICIAL = ["mme", "gqa", "mmbench_en_dev", "mmmu_val", "mmstar", "ai2d"]
+RAISE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+RAISE += ("--mixed_precision", "no", "--dynamo_backend", "no", "-m")
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+
+
+def test_the_task_has_right_answers(tmp_path: Path) -> None:
+    """The embedded model is known to answer held-out questions rightly; silence is always wrong."""
+    scenes_task.write_task(tmp_path, count=1)
+    docs = entries(tmp_path)
+    assert len(docs) == 6
+    engine = flashu.load("scenes")
+    said = engine.answer([scenes_task.pictures(doc)[0] for doc in docs], [scenes_task.words(doc) for doc in docs])
+    marks = [scenes_task.marks(doc, [answer.text]) for doc, answer in zip(docs, said, strict=True)]
+    assert sum(mark["accuracy"] for mark in marks) >= 5
+    assert all(mark.keys() == {"accuracy", doc["kind"]} for mark, doc in zip(marks, docs, strict=True))
+    assert not any(scenes_task.marks(doc, [""])["accuracy"] for doc in docs)
+    with pytest.raises(flashu.FlashUError, match="at least one"):
+        scenes_task.write_task(tmp_path, count=0)
+
+
+def harness(folder: Path, preset: str, *launcher: str) -> tuple[str, dict[str, float]]:
+    """What lmms-eval prints for the task in ``folder``, and the values it writes."""
+    out = folder / preset
+    settings = ["--model", "flashu", "--model_args", f"pretrained=scenes,preset={preset}", "--batch_size", "1"]
+    task = ["--include_path", str(folder), "--tasks", scenes_task.TASK, "--output_path", str(out)]
+    command = [*(launcher or (sys.executable, "-m")), "lmms_eval", *settings, *task]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [written] = out.rglob("*_results.json")
+    values = json.loads(written.read_text())["results"][scenes_task.TASK]
+    return done.stdout, {name.removesuffix(",none"): v for name, v in values.items() if isinstance(v, float | int)}
+
+
+@pytest.mark.slow
+def test_the_harness_prints_its_table(tmp_path: Path) -> None:
+    """In one process and in two; a lossy preset scores as its own answers do."""
+    pytest.importorskip("lmms_eval.models.registry_v2")
+    scenes_task.write_task(tmp_path, count=4)
+    printed, exact = harness(tmp_path, "exact")
+    assert f"|{scenes_task.TASK}|" in printed
+    assert exact["accuracy"] >= 0.9
+    _, paper = harness(tmp_path, "paper", *RAISE)
+    docs = entries(tmp_path)
+    engine = flashu.load("scenes", "paper")
+    # One by one, since a batch skips the same layers for all its rows.
+    said = [engine.answer(scenes_task.pictures(d)[0], scenes_task.words(d), max_new_tokens=32).text for d in docs]
+    right = [scenes_task.marks(doc, [text])["accuracy"] for doc, text in zip(docs, said, strict=True)]
+    assert paper["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert paper["accuracy"] < exact["accuracy"]
+
+
+# -- the official tasks, over rows of their own form -----------------------------------------------------------------
+PICTURE = Image.new("RGB", (40, 24), "red")
+CHOICES = {letter: f"option {letter}" for letter in "ABCD"}
+MMBENCH = {"hint": "nan", "category": "identity", "L2-category": "attribute", "source": "made up", "split": "dev"}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "mme": [
+        {"question_id": "1", "image": PICTURE, "question": q, "answer": a, "category": "existence"}
+        for q, a in (("Is there a bus? Please answer yes or no.", "Yes"), ("Is there a dog?", "No"))
+    ],
+    "gqa": [{"id": "1", "imageId": "n1", "question": "What colour is it?", "answer": "red"}],
+    "mmbench_en_dev": [{"index": 1, "image": PICTURE, "question": "Who?", "answer": "A", **CHOICES, **MMBENCH}],
+    "mmmu_val": [
+        {
+            "id": "validation_Art_1",
+            "question": "Compare <image 1> and <image 2>.",
+            "options": "['one', 'two']",
+            "answer": "A",
+            "question_type": "multiple-choice",
+            "image_1": PICTURE,
+            "image_2": PICTURE,
+        }
+    ],
+    "mmstar": [
+        {
+            "index": 0,
+            "image": PICTURE,
+            "question": "What?\nOptions: A: one, B: two",
+            "answer": "A",
+            "category": "math",
+            "l2_category": "geometry",
+        }
+    ],
+    "ai2d": [{"image": PICTURE, "question": "Which?", "options": ["one", "two"], "answer": "1"}],
+}
+SPLITS = {"mme": "test", "gqa": "testdev", "mmbench_en_dev": "dev", "mmmu_val": "validation", "ai2d": "test"}
+PLACES = {"MME": "mme", "GQA": "gqa", "MMBench": "mmbench_en_dev", "MMMU": "mmmu_val", "MMStar": "mmstar"}
+
+
+@pytest.mark.slow
+def test_the_official_tasks_ask_and_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own prompts, pictures and scoring; only the rows are made up, because the real ones are downloads. The
+    answer is given, so that the scores are known."""
+    pytest.importorskip("lmms_eval.models.registry_v2")
+    import datasets
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    def made_up(path: str, name: str | None = None, split: str | None = None, **_: Any) -> Any:
+        if name == "testdev_balanced_images":
+            return datasets.Dataset.from_list([{"id": "n1", "image": PICTURE}])
+        task = PLACES.get(path.rsplit("/", 1)[-1], "ai2d")
+        return datasets.DatasetDict({SPLITS.get(task, "val"): datasets.Dataset.from_list(ROWS[task])})
+
+    model = showo2_tiny.model().requires_grad_(False)
+    processor = Processor(Text.qwen(showo2_tiny.tokenizer(), 12), Pixels())
+    asked: list[tuple[Any, str]] = []
+
+    def answered(self: flashu.Engine, images: list[Any], questions: list[str], **settings: Any) -> list[Any]:
+        asked.extend(zip(images, questions, strict=True))
+        return answer(self, images, questions, **settings | {"max_new_tokens": 2})
+
+    answer = flashu.Engine.answer
+    monkeypatch.setattr(datasets, "load_dataset", made_up)
+    monkeypatch.setattr("flashu.eval.lmms.open_model", lambda *_: (model, processor))
+    monkeypatch.setattr(flashu.Engine, "answer", answered)
+    monkeypatch.setattr("flashu.eval.lmms.cut", lambda *_: "A")
+    monkeypatch.setenv("OPENAI_API_KEY", "none: every answer is a letter, which needs no judge")
+    monkeypatch.chdir(tmp_path)
+    results = simple_evaluate(
+        model="flashu",
+        model_args=f"pretrained={tmp_path},preset=quality",
+        tasks=OFFICIAL,
+        task_manager=TaskManager(),
+        batch_size=1,
+        device="cpu",
+    )["results"]
+    assert len(asked) == 7
+    words = "\n".join(question for _, question in asked)
+    assert "Answer the question using a single word or phrase." in words
+    assert "Answer with the option's letter from the given choices directly." in words
+    assert {image.size for image, _ in asked} == {(40, 24), (80, 24)}  # two pictures stand side by side
+    assert results["mmstar"]["average,none"] == results["mmmu_val"]["mmmu_acc,none"] == 1
+    assert results["mmbench_en_dev"]["gpt_eval_score,none"] == 100
+    assert results["gqa"]["exact_match,none"] == results["mme"]["mme_perception_score,none"] == 0
+    assert results["ai2d"]["exact_match,flexible-extract"] == 0
