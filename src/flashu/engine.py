@@ -17,6 +17,7 @@ from flashu.errors import FlashUError, PromptError
 from flashu.explain import Sizes, tabulate
 from flashu.fitted import Fitted
 from flashu.loops.denoise import OnStep, denoise
+from flashu.models.offload import offloaded
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Picture, Processor
 from flashu.plan import Task
@@ -70,6 +71,10 @@ class Engine:
         compile: bool = False,
         in_place: bool = False,
     ) -> None:
+        if compile and offloaded(model):
+            raise FlashUError(
+                "offloaded rooms cannot be compiled: load the model without offload, or leave compile out"
+            )
         self.model = model
         self.processor = processor
         self.fitted = Fitted(load_recipe(recipe), calibration, Rooms(compile), in_place=in_place)

@@ -17,6 +17,7 @@ from flashu.dropin.adopt import Block, Layout, adopted
 from flashu.engine import Engine
 from flashu.errors import FlashUError
 from flashu.models.hub import checkpoint_folder
+from flashu.models.offload import offload as offload_to
 from flashu.models.registry import resolve
 from flashu.models.showo2.load import load_model, load_processor, save_model
 from flashu.models.showo2.model import ShowO2 as Architecture
@@ -41,19 +42,23 @@ class ShowO2(Architecture):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         autoencoder: str | os.PathLike[str] | None = "auto",
+        offload: bool = False,
     ) -> ShowO2:
         """Load a folder, a hub id or "scenes"; ``dtype`` None = as stored, ``device`` None = CPU.
 
         Reads the official layout (`pytorch_model.bin`, sharded, or safetensors, with the constructor's `config.json`)
         and ours. ``autoencoder``: a Wan2.1 folder or `.pth`; "auto" = the checkpoint's own, else the hub's; None =
-        latents only. Raises `CheckpointError`, leaving nothing half-loaded.
+        latents only. ``offload``: the weights stay in main memory and visit ``device`` a projection or FFN at a time.
+        Raises `CheckpointError`, leaving nothing half-loaded.
         """
         entry = resolve(source)
-        model = load_model(entry.source, dtype=dtype or entry.dtype, device=device, cls=cls)
+        model = load_model(entry.source, dtype=dtype or entry.dtype, device="cpu" if offload else device, cls=cls)
         model.processor = load_processor(entry.source, device=device, autoencoder=autoencoder)
         file = checkpoint_folder(entry.source) / CALIBRATION
         if file.exists():
             model.calibration = Calibration.load(file, checkpoint_hash(model))
+        if offload:
+            offload_to(model, device or "cpu")
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:

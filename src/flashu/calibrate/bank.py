@@ -38,10 +38,11 @@ def bank(model: UnifiedModel, index: Tensor) -> list[FFNWeights]:
     """Weight triples of the neurons at ``index`` [layers, K], copied."""
     _check(model, index)
     weights = []
-    for layer, keep in zip(model.layers, index.to(model.device), strict=True):
+    for layer, own in zip(model.layers, index, strict=True):
         gate, up, down = layer.mlp.weights()
+        keep = own.to(gate.device)
         if layer.mlp.order is not None:
-            keep = layer.mlp.order.argsort()[keep]
+            keep = layer.mlp.order.to(gate.device).argsort()[keep]
         weights.append((gate[keep], up[keep], down[:, keep].contiguous()))
     return weights
 

@@ -26,10 +26,11 @@ def ask(
     device: opt.Device = None,
     calibration: opt.CalibrationFile = None,
     in_place: opt.InPlace = False,
+    offload: opt.Offload = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Answer questions about an image, one line each; written as it is found when the output is a terminal."""
-    engine = open_engine(model, preset, dtype, device, calibration, in_place=in_place)
+    engine = open_engine(model, preset, dtype, device, calibration, in_place=in_place, offload=offload)
     began = time.perf_counter()
     answers = []
     for number, question in enumerate(questions):

@@ -24,6 +24,7 @@ def open_engine(
     calibration: Path | None = None,
     *,
     in_place: bool = False,
+    offload: bool = False,
 ) -> Engine:
     """The engine of ``model`` under ``recipe``. ``device`` None: CUDA where there is one."""
     settled = load_recipe(recipe, model)
@@ -37,7 +38,8 @@ def open_engine(
     from flashu.showo2 import ShowO2
 
     place = usable(device)
-    opened = ShowO2.from_pretrained(model, dtype=None if dtype is None else getattr(torch, dtype), device=place)
+    number = None if dtype is None else getattr(torch, dtype)
+    opened = ShowO2.from_pretrained(model, dtype=number, device=place, offload=offload)
     known = opened.calibration if calibration is None else Calibration.load(calibration, checkpoint_hash(opened))
     assert opened.processor is not None
     return Engine(opened, opened.processor, settled, known, in_place=in_place)

@@ -34,3 +34,6 @@ CalibrationFile = Annotated[
 InPlace = Annotated[
     bool, typer.Option("--in-place", help="Prune the model's own FFN weights where they lie, not a copy of them.")
 ]
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Keep the weights in main memory; each visits the device when needed.")
+]

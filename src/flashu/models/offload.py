@@ -1,0 +1,53 @@
+"""Weights in main memory, brought to the device for the room that needs them and no longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from flashu.errors import FlashUError
+from flashu.models.layers import GatedFFN
+from flashu.models.showo2.model import ShowO2
+
+LARGE = (nn.Linear, nn.Conv2d, nn.Embedding)
+
+
+def offload(model: ShowO2, device: torch.device | str) -> None:
+    """Let a model whose weights lie on the CPU compute on ``device``, for good.
+
+    Projections are accelerate's to move, and on the meta device between calls. An FFN keeps its weights and is handed
+    them as if they were a bank's, so a bank takes their place on the way too. Words are looked up on the CPU; norms and
+    position tables stay on ``device``. `FlashUError` without accelerate.
+    """
+    try:
+        from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+    except ModuleNotFoundError as error:
+        raise FlashUError('offloading needs accelerate: pip install "flashu[offload]"') from error
+    place = torch.device(device)
+    ffns = [module for module in model.modules() if isinstance(module, GatedFFN)]
+    within = {projection for ffn in ffns for projection in ffn.children()}
+    for module in list(model.modules()):
+        if isinstance(module, GatedFFN):
+            module.register_forward_pre_hook(_hand_over(place))
+        elif module is model.showo.model.embed_tokens:
+            add_hook_to_module(module, AlignDevicesHook("cpu", io_same_device=True))
+        elif isinstance(module, LARGE) and module is not model.position_embedding:
+            if module not in within:
+                add_hook_to_module(module, AlignDevicesHook(place, offload=True))
+        else:
+            module._apply(lambda tensor: tensor.to(place), recurse=False)
+
+
+def offloaded(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def _hand_over(device: torch.device) -> Callable[..., Any]:
+    def hook(ffn: GatedFFN, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, weights, tap = (*args, None, None)[:3]
+        return x, tuple(weight.to(device) for weight in weights or ffn.weights()), tap
+
+    return hook
