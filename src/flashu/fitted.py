@@ -22,6 +22,7 @@ from flashu.plan import Room, Task
 from flashu.recipe import Recipe
 from flashu.runtime.rooms import Rooms
 from flashu.runtime.runner import Runner
+from flashu.scenes.world import SCENES, world_of
 
 log = logging.getLogger("flashu")
 
@@ -131,7 +132,8 @@ class Fitted:
             else:
                 scores = gather.generation_scores(model, processor, drawn)
         elif task == "understanding":
-            seen = samples.questions() if pairs is None else list(pairs)
+            world = world_of(processor.defaults.height, processor.defaults.width) or SCENES
+            seen = samples.questions(world=world) if pairs is None else list(pairs)
             about = {"pairs": len(seen), "source": "procedural scenes" if pairs is None else "given"}
             scores, correlation = gather.understanding_statistics(model, processor, seen)
             known = known.with_correlation(correlation)

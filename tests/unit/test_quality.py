@@ -17,7 +17,7 @@ from flashu.scenes.benchmark import MARGIN, Prompt
 from flashu.scenes.captions import multi
 from flashu.scenes.detector import detect
 from flashu.scenes.sampler import held_scene
-from flashu.scenes.world import COLOURS, Kind, Object, Scene, holds, place, render
+from flashu.scenes.world import SCENES, Kind, Object, Scene, holds, place, render
 
 RNG = np.random.default_rng(0)
 
@@ -162,7 +162,7 @@ def test_und_items_are_true_and_balanced() -> None:
             for item in items:
                 words = item.shown.text.rstrip("?").split()
                 assert item.shown.scene is not None
-                present = bool(item.shown.scene.matching(words[-1], words[-2] if words[-2] in COLOURS else None))
+                present = bool(item.shown.scene.matching(words[-1], words[-2] if words[-2] in SCENES.colours else None))
                 assert present == (item.truth == "yes"), item
         elif items[0].suite == und.VISION:
             assert len({i.shown.text for i in items}) == 1, name

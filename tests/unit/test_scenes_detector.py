@@ -12,9 +12,12 @@ from PIL import Image
 from flashu.scenes.autoencoder import Autoencoder, to_tensor, to_uint8
 from flashu.scenes.detector import UNKNOWN, agrees, detect
 from flashu.scenes.sampler import FAMILIES, held_scene, training_scene
-from flashu.scenes.train.data import HEADER, PREFIX, TOKENS, Batcher, Pool, allowed, build_pool
+from flashu.scenes.train.data import Batcher, Pool, Rows, allowed, build_pool
 from flashu.scenes.train.export import ASSETS
-from flashu.scenes.world import render
+from flashu.scenes.world import SCENES, render
+
+ROWS = Rows(SCENES)
+PREFIX, HEADER, TOKENS = ROWS.prefix, ROWS.header, SCENES.tokens
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def held():
 
 @pytest.fixture(scope="module")
 def autoencoder():
-    return Autoencoder.load(ASSETS / "autoencoder.safetensors")
+    return Autoencoder.load(ASSETS / "scenes" / "autoencoder.safetensors")
 
 
 def test_detector_on_held_out_renders(held):

@@ -12,25 +12,27 @@ from flashu.scenes.train.evaluate import score
 from flashu.scenes.train.export import ASSETS, processor
 from flashu.scenes.train.unified import Probes, Settings, Trainer, scenes_config
 
+FOLDER = ASSETS / "scenes"
+
 
 def test_files_are_small_and_complete():
     names = {"config.json", "tokenizer.json", "model.safetensors", "autoencoder.safetensors"}
-    sizes = {p.name: p.stat().st_size for p in ASSETS.iterdir() if p.name in names}
+    sizes = {p.name: p.stat().st_size for p in FOLDER.iterdir() if p.name in names}
     assert sizes.keys() == names
     assert sum(sizes.values()) < 16e6
 
 
 def test_shipped_words_are_the_ones_the_program_builds():
-    shipped, built = load_processor(ASSETS), build()
+    shipped, built = load_processor(FOLDER), build()
     assert shipped.text.tokenizer.get_vocab() == built.get_vocab()
     made = processor(shipped.vae.module).text
     assert (shipped.text.ids, shipped.text.chat, shipped.text.max_text) == (made.ids, made.chat, made.max_text)
-    assert load_model(ASSETS).config == scenes_config(built.get_vocab_size())
+    assert load_model(FOLDER).config == scenes_config(built.get_vocab_size())
 
 
 def test_it_draws_and_answers():
-    model, words = load_model(ASSETS, torch.float32), build()
-    table = score(model, Batcher(_no_scenes(), words, 0), load_processor(ASSETS).vae.module, n=2, seed=5)
+    model, words = load_model(FOLDER, torch.float32), build()
+    table = score(model, Batcher(_no_scenes(), words, 0), load_processor(FOLDER).vae.module, n=2, seed=5)
     assert table["generation"] >= 0.75
     assert table["understanding"] >= 0.85
 
@@ -40,13 +42,13 @@ def _no_scenes() -> Pool:
 
 
 def test_neighbour_targets():
-    cells = torch.zeros(1, 16, 2, dtype=torch.long)
-    cells[0, 6] = 1  # row 1, column 2
+    squares = torch.zeros(1, 16, 2, dtype=torch.long)
+    squares[0, 6] = 1  # row 1, column 2
     probes = Probes(4)
     expected = torch.tensor([[c > 2, c < 2, r > 1, r < 1] for r in range(4) for c in range(4)])
     logits = torch.where(expected, 20.0, -20.0)
     torch.nn.init.eye_(probes.around.weight)
-    assert probes.neighbours(logits[None], cells) < 1e-6
+    assert probes.neighbours(logits[None], squares) < 1e-6
 
 
 def test_a_trainer_resumes_where_it_was(tmp_path):

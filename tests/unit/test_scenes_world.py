@@ -9,7 +9,7 @@ import pytest
 
 from flashu.scenes import benchmark, captions, questions, split, tokenizer
 from flashu.scenes.sampler import FAMILIES, held_scene, training_scene
-from flashu.scenes.world import GRID, SHAPES, Object, Scene, holds, render
+from flashu.scenes.world import NUMBERS, SCENES, Object, Scene, holds, render
 
 
 def scenes(n: int, seed: int = 0) -> list[tuple[str, Scene]]:
@@ -30,7 +30,7 @@ def test_rendering_is_deterministic_by_seed():
     assert first.dtype == np.uint8
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SCENES.shapes)
 def test_an_object_stays_in_its_cell_and_is_antialiased(shape):
     empty = render([Scene(())])[0]
     image = render([Scene((Object(1, 2, shape, "red", 0.8, -0.8),))])[0]
@@ -83,7 +83,7 @@ def test_prompts_are_deterministic_and_need_only_known_words(words):
         for prompt in made:
             tokens = words.encode(prompt.text).tokens
             assert tokenizer.UNK not in tokens
-            assert len(tokens) <= captions.MAX_TEXT
+            assert len(tokens) <= captions.longest(SCENES)
 
 
 def test_training_captions_fit(words):
@@ -91,7 +91,7 @@ def test_training_captions_fit(words):
     for family, scene in scenes(1000):
         tokens = words.encode(captions.training_caption(family, scene, rng)).tokens
         assert tokenizer.UNK not in tokens
-        assert len(tokens) <= captions.MAX_TEXT
+        assert len(tokens) <= captions.longest(SCENES)
 
 
 @pytest.mark.parametrize("category", benchmark.CATEGORIES)
@@ -131,20 +131,20 @@ def _grounded_truth(question: questions.Question) -> bool:
 def test_questions_are_balanced_grounded_and_readable(kind, words):
     asked = benchmark.questions(kind, 60, 0)
     assert asked == benchmark.questions(kind, 60, 0)
-    assert benchmark.blind_prior(asked) <= 1 / len(questions.VERDICTS[kind]) + 0.01
+    assert benchmark.blind_prior(asked) <= 1 / len(questions.verdicts(kind, SCENES)) + 0.01
     for q in asked:
         assert split.has_held_pair(q.scene)
         assert questions.verdict(q.answer) == q.verdict
         assert _grounded_truth(q), q
         row = words.encode(f"{q.text} <answer> {q.answer} <eos>").tokens
         assert tokenizer.UNK not in row
-        assert len(row) <= questions.SEGMENT
+        assert len(row) <= questions.longest(SCENES)
 
 
 def test_counts_and_positions_are_true():
     for q in benchmark.questions("count", 50, 1):
         cells = q.answer.split(" so ")[0].split()
-        assert captions.NUMBERS.index(q.verdict) == (0 if cells == ["none"] else len(cells))
+        assert NUMBERS.index(q.verdict) == (0 if cells == ["none"] else len(cells))
     for q in benchmark.questions("position", 50, 1):
         at = {o.cell: o.centre for o in q.scene.objects}
         a, b = q.answer.split()[:2]
@@ -172,4 +172,3 @@ def test_answers_survive_the_tokenizer(words):
     assert words.decode(words.encode(answer).ids) == answer
     assert questions.verdict("1a 2b so two") == "two"
     assert questions.verdict("nothing here") is None
-    assert GRID == 4

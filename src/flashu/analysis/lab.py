@@ -26,6 +26,7 @@ from flashu.engine import Engine
 from flashu.models.weights import checkpoint_hash
 from flashu.plan import TASKS, Task
 from flashu.recipe import Recipe, exact
+from flashu.scenes.world import World
 
 COMPARED_IMAGES = 64
 """Images that fidelity is measured on."""
@@ -108,17 +109,21 @@ class Lab:
         return Engine(self.engine.model, self.engine.processor, recipe, calibration or self.calibration)
 
     # -- quality -----------------------------------------------------------------------------------------------
+    @property
+    def world(self) -> World:
+        return work.asked_about(self.engine)
+
     @cached_property
     def geneval(self) -> GenEval:
-        return GenEval.make(self.size.prompts, self.size.images, self.seed)
+        return GenEval.make(self.size.prompts, self.size.images, self.seed, self.world)
 
     @cached_property
     def dpg(self) -> DPG:
-        return DPG.make(self.size.dense, self.size.images, self.seed)
+        return DPG.make(self.size.dense, self.size.images, self.seed, self.world)
 
     @cached_property
     def und(self) -> Und:
-        return Und.make(self.size.questions, self.seed)
+        return Und.make(self.size.questions, self.seed, self.world)
 
     def draw(
         self, recipe: Recipe, suite: Suite, *, steps: int | None = None, calibration: Calibration | None = None
@@ -174,7 +179,7 @@ class Lab:
         if task == "generation":
             texts = self.dpg.texts
             return lambda turn: engine.generate(texts[turn % len(texts)], seed=turn, steps=steps)
-        asked = samples.questions(samples.SAMPLES)
+        asked = samples.questions(samples.SAMPLES, self.world)
         pictures: list[tuple[Image.Image, str]] = asked
         return lambda turn: engine.answer(*pictures[turn % len(pictures)])
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from flashu import __version__
+from flashu.bench.quality.work import readable
 from flashu.calibrate import samples
 from flashu.demo import original
 from flashu.demo.original import Original
@@ -24,6 +25,7 @@ from flashu.recipe import Recipe
 from flashu.scenes.benchmark import CATEGORIES, QUESTION_KINDS, Question, blind_prior, judge
 from flashu.scenes.detector import detect
 from flashu.scenes.questions import verdict
+from flashu.scenes.world import World
 
 EXACT, CAREFUL, FAST = "exact", "quality", "paper"
 
@@ -55,10 +57,11 @@ def compare(
     A machine too slow for all of them within ``seconds`` does fewer rounds of six (one at least); questions first.
     """
     began = time.perf_counter()
+    world = readable(engine)
     engines = contestants(engine)
     sides = [Side(e.recipe.name, e.recipe.to_dict()) for e in engines]
-    to_draw, to_ask = drawings(images, seed), askings(questions, seed)
-    ready = warm_up(engines, steps)
+    to_draw, to_ask = drawings(images, seed, world), askings(questions, seed, world)
+    ready = warm_up(engines, steps, world)
 
     half = (began + time.perf_counter() + seconds) / 2  # when the questions must leave the rest to the images
     for asking in in_time(to_ask, len(QUESTION_KINDS), half, "questions", bars):
@@ -66,7 +69,7 @@ def compare(
             sides[j].answered.append(answer(engines[j], asking))
     for drawing in in_time(to_draw, len(CATEGORIES), began + seconds, "images", bars):
         for j in turn(len(sides[-1].drawn), len(engines)):
-            sides[j].drawn.append(draw(engines[j], drawing, steps))
+            sides[j].drawn.append(draw(engines[j], drawing, steps, world))
     done, asked = len(sides[-1].drawn), len(sides[-1].answered)
     about = {
         **machine(engine.model.device),
@@ -111,10 +114,10 @@ def turn(k: int, n: int) -> list[int]:
     return [(k + j) % n for j in range(n)]
 
 
-def warm_up(engines: list[Engine], steps: int | None) -> dict[str, float]:
+def warm_up(engines: list[Engine], steps: int | None, world: World) -> dict[str, float]:
     """One image and one answer each, not counted; seconds it took, calibration included where a recipe needs it."""
     took = {}
-    picture, question = samples.questions(1)[0]
+    picture, question = samples.questions(1, world)[0]
     for engine in engines:
         began = time.perf_counter()
         engine.generate(samples.PROMPT, seed=0, steps=steps)
@@ -123,12 +126,12 @@ def warm_up(engines: list[Engine], steps: int | None) -> dict[str, float]:
     return took
 
 
-def draw(engine: Engine, drawing: Drawing, steps: int | None) -> Drawn:
+def draw(engine: Engine, drawing: Drawing, steps: int | None, world: World) -> Drawn:
     prompt = drawing.prompt
     began = time.perf_counter()
     made = engine.generate(prompt.text, seed=drawing.seed, steps=steps)
     seconds = time.perf_counter() - began
-    found = detect(made.images)[0]
+    found = detect(made.images, world)[0]
     flops = original.drawing_flops if isinstance(engine, Original) else drawing_flops
     return Drawn(
         prompt.category,

@@ -12,15 +12,14 @@ import numpy as np
 
 from . import questions as ask
 from .captions import CATEGORIES, TEMPLATES, phrase
-from .questions import QUESTION_KINDS, VERDICTS, Question
+from .questions import QUESTION_KINDS, Question, verdicts
 from .sampler import FAMILIES, held_scene, training_scene
-from .split import COUNTS, KINDS, held_counts, held_phrasings, is_test
-from .world import CELL, RELATIONS, SHAPES, Kind, holds
+from .split import held_counts, held_phrasings, is_test
+from .world import MARGIN, RELATIONS, SCENES, Kind, World, holds
 
 __all__ = ["CATEGORIES", "QUESTION_KINDS", "Prompt", "Question", "blind_prior", "judge", "prompts", "questions"]
 
 Split = Literal["train", "test"]
-MARGIN = CELL / 2  # pixels by which a relation must hold
 
 
 class Seen(Protocol):
@@ -43,17 +42,17 @@ class Prompt:
     fact: tuple
 
 
-def _cases(category: str, split: Split) -> list[tuple[tuple, int]]:
+def _cases(category: str, split: Split, world: World) -> list[tuple[tuple, int]]:
     """Every (fact, template) of a category on one side of the split."""
     test = split == "test"
     templates = range(len(TEMPLATES[category]))
     if category in ("single", "colours"):
-        facts: list[tuple] = [(s,) for s in SHAPES] if category == "single" else list(KINDS)
+        facts: list[tuple] = [(s,) for s in world.shapes] if category == "single" else list(world.kinds)
         return [(f, t) for f in facts for t in templates if (t in held_phrasings(f, len(templates))) == test]
     if category == "counting":
-        facts = [(kind, n) for kind in KINDS for n in COUNTS if ((kind, n) in held_counts()) == test]
+        facts = [(kind, n) for kind in world.kinds for n in world.counts if ((kind, n) in held_counts(world)) == test]
     else:
-        pairs = [p for p in combinations(KINDS, 2) if is_test(p) == test]
+        pairs = [p for p in combinations(world.kinds, 2) if is_test(p, world) == test]
         if category == "two":  # told apart by shape alone
             pairs = [p for p in pairs if p[0][0] == p[1][0]]
         elif category == "attribution":  # two shapes, two colours: the words must be bound
@@ -63,11 +62,11 @@ def _cases(category: str, split: Split) -> list[tuple[tuple, int]]:
     return [(f, t) for f in facts for t in templates]
 
 
-def prompts(category: str, n: int, seed: int, split: Split = "test") -> list[Prompt]:
+def prompts(category: str, n: int, seed: int, split: Split = "test", world: World = SCENES) -> list[Prompt]:
     """n prompts; none repeats before all have been used, and facts take turns."""
     rng = np.random.default_rng((seed, CATEGORIES.index(category)))
     by_fact: dict[tuple, list[int]] = {}
-    for fact, template in _cases(category, split):
+    for fact, template in _cases(category, split, world):
         by_fact.setdefault(fact, []).append(template)
     order = list(by_fact)
     made: list[Prompt] = []
@@ -99,15 +98,19 @@ def judge(prompt: Prompt, objects: Sequence[Seen]) -> bool:
     return all(kinds[kind] > 0 for kind in prompt.fact)
 
 
-def questions(kind: str, n: int, seed: int, split: Split = "test") -> list[Question]:
+def questions(kind: str, n: int, seed: int, split: Split = "test", world: World = SCENES) -> list[Question]:
     """n questions of a kind, as evenly spread over its verdicts as n allows, each about a scene of its own."""
     rng = np.random.default_rng((seed, 100 + QUESTION_KINDS.index(kind)))
-    wants = [VERDICTS[kind][i % len(VERDICTS[kind])] for i in range(n)]
+    options = verdicts(kind, world)
+    wants = [options[i % len(options)] for i in range(n)]
     made: list[Question] = []
     for want in wants:
         found = None
         while found is None:
-            scene = held_scene(rng) if split == "test" else training_scene(FAMILIES[int(rng.integers(1, 4))], rng)
+            if split == "test":
+                scene = held_scene(rng, world)
+            else:
+                scene = training_scene(FAMILIES[int(rng.integers(1, 4))], rng, world)
             found = ask.ask(kind, scene, want, rng)
         made.append(found)
     return made

@@ -12,9 +12,7 @@ from itertools import permutations
 import numpy as np
 
 from .split import held_phrasings
-from .world import RELATIONS, Kind, Object, Scene, holds
-
-NUMBERS = ("zero", "one", "two", "three", "four")
+from .world import MARGIN, NUMBERS, RELATIONS, Kind, Object, Scene, World, holds
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": (
@@ -33,7 +31,11 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "attribution": ("{a} and {b}", "a photo of {a} and {b}", "there is {a} and {b}", "draw {a} and {b}"),
 }  # fmt: skip
 CATEGORIES = tuple(TEMPLATES)
-MAX_TEXT = 20  # tokens of the longest caption
+
+
+def longest(world: World) -> int:
+    """Tokens of the longest caption: three groups with a relation, or all objects with their squares."""
+    return max(20, 5 * world.most - 1)
 
 
 def plural(noun: str) -> str:
@@ -75,7 +77,7 @@ def relations(scene: Scene) -> list[tuple[Object, str, Object]]:
     """Every true (a, relation, b) between two objects that their kinds identify."""
     counts = Counter(o.kind for o in scene.objects)
     unique = [o for o in scene.objects if counts[o.kind] == 1]
-    return [(a, r, b) for a, b in permutations(unique, 2) for r in RELATIONS if holds(r, a.centre, b.centre, 8.0)]
+    return [(a, r, b) for a, b in permutations(unique, 2) for r in RELATIONS if holds(r, a.centre, b.centre, MARGIN)]
 
 
 def facts(scene: Scene) -> dict[str, list[tuple]]:
@@ -101,13 +103,13 @@ def caption(category: str, scene: Scene, rng: np.random.Generator) -> str:
 
 
 def layout(scene: Scene, rng: np.random.Generator) -> str:
-    """Training only: every object with its cell, in any order ("red circle 1a , blue square 3c")."""
+    """Training only: every object with its square, in any order ("red circle 1a , blue square 3c")."""
     parts = [f"{o.colour} {o.shape} {o.cell}" for o in scene.objects]
     return " , ".join(parts[i] for i in rng.permutation(len(parts)))
 
 
 def placed_relation(scene: Scene, rng: np.random.Generator) -> str:
-    """Training only: a relation with one or both cells spelled out, tying the relation words to the coordinates."""
+    """Training only: a relation with one or both squares spelled out, tying the relation words to the coordinates."""
     options = relations(scene)
     a, r, b = options[int(rng.integers(len(options)))]
     first, second = ((True, True), (True, False), (False, True), (False, True))[int(rng.integers(4))]

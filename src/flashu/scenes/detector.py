@@ -1,4 +1,7 @@
-"""The exact detector: reads an image back into objects by nearest template, cell by cell."""
+"""The exact detector: reads an image back into objects, each by the nearest template.
+
+Where objects have squares, it looks into every square; where they lie freely, around every connected blot.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .world import BACKGROUND, CELL, COLOURS, COLUMNS, GRID, PALETTE, ROWS, SHAPES, SIZE, Object, Scene, coverage
+from .world import BACKGROUND, COLUMNS, ROWS, SCENES, SQUARE, Object, Point, Scene, World, coverage
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +22,10 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 OFFSETS = np.linspace(-1.5, 1.5, 7)  # template displacements tried, pixels
-EMPTY_ENERGY = 0.04  # of an average object's: below it a cell is empty
+EMPTY_ENERGY = 0.04  # of an average object's: below it a place is empty
 WORST_FIT = 0.35  # residual energy over template energy: above it the thing is no known object
+BLOT = 0.3  # colour distance from the ground (0 to 1.7) at which a pixel belongs to a blot
+NEAR = SQUARE / 4  # pixels between where a thing was seen and where it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Detected:
     colour: str
     row: int
     column: int
-    centre: tuple[float, float]
+    centre: Point
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -43,58 +48,111 @@ class Detected:
 
 
 @cache
-def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(differences to the background [K, CELL*CELL*3], their energies [K], labels [K, 4]: shape, colour, dx, dy)."""
-    grid = [(s, x, y) for s in range(len(SHAPES)) for x in range(len(OFFSETS)) for y in range(len(OFFSETS))]
+def _templates(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(differences to the background [K, room*room*3], their energies [K], labels [K, 4]: shape, colour, dx, dy)."""
+    shapes, colours = len(world.shapes), len(world.colours)
+    grid = [(s, x, y) for s in range(shapes) for x in range(len(OFFSETS)) for y in range(len(OFFSETS))]
     s, x, y = np.array(grid).T
-    alpha = coverage(s, OFFSETS[x], OFFSETS[y]).reshape(len(grid), 1, CELL * CELL, 1)
-    difference = alpha * (PALETTE - BACKGROUND)[None, :, None]
-    flat = difference.reshape(len(grid) * len(COLOURS), -1).astype(np.float32)
-    labels = [(si, c, OFFSETS[xi], OFFSETS[yi]) for si, xi, yi in grid for c in range(len(COLOURS))]
+    alpha = coverage(world, s, OFFSETS[x], OFFSETS[y]).reshape(len(grid), 1, world.room**2, 1)
+    difference = alpha * (world.palette - BACKGROUND)[None, :, None]
+    flat = difference.reshape(len(grid) * colours, -1).astype(np.float32)
+    labels = [(si, c, OFFSETS[xi], OFFSETS[yi]) for si, xi, yi in grid for c in range(colours)]
     return flat, (flat**2).sum(1), np.array(labels)
 
 
-def to_array(pictures: Sequence[Picture] | np.ndarray | torch.Tensor) -> np.ndarray:
-    """Images -> float32 [n, 64, 64, 3] in 0..1. Takes PIL images, uint8 [64,64,3], or floats [3,64,64] in [-1,1]."""
+def to_array(pictures: Sequence[Picture] | np.ndarray | torch.Tensor, world: World = SCENES) -> np.ndarray:
+    """Images -> float32 [n, S, S, 3] in 0..1. Takes PIL images, uint8 [S,S,3], or floats [3,S,S] in [-1,1]."""
+    size = world.size
     arrays = []
     for picture in pictures:
         array = np.asarray(picture.detach().cpu().float() if hasattr(picture, "detach") else picture)
-        if array.shape == (3, SIZE, SIZE):
+        if array.shape == (3, size, size):
             array = (array.transpose(1, 2, 0).clip(-1, 1) + 1) / 2
-        elif array.shape == (SIZE, SIZE, 3):
+        elif array.shape == (size, size, 3):
             array = array / 255
         else:
-            raise ValueError(f"expected a 64x64 RGB image, not one of shape {array.shape}")
+            raise ValueError(f"expected a {size}x{size} RGB image, not one of shape {array.shape}")
         arrays.append(array.astype(np.float32))
     return np.stack(arrays)
 
 
-def detect(pictures: Sequence[Picture] | np.ndarray | torch.Tensor) -> list[list[Detected]]:
-    """What each image shows, in reading order. A [n,64,64,3] uint8 array counts as n images."""
-    images = to_array(pictures)
-    n = len(images)
-    cells = (images - BACKGROUND).reshape(n, GRID, CELL, GRID, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
-    cells = cells.reshape(n * GRID * GRID, -1)
-    energy = (cells**2).sum(1)
-    templates, template_energy, labels = _templates()
+def detect(pictures: Sequence[Picture] | np.ndarray | torch.Tensor, world: World = SCENES) -> list[list[Detected]]:
+    """What each image shows, in reading order. A [n,S,S,3] uint8 array counts as n images."""
+    difference = to_array(pictures, world) - BACKGROUND
+    found: list[list[Detected]] = [[] for _ in difference]
+    index, corners, rooms = (_blots if world.free else _squares)(difference, world)
+    energy = (rooms**2).sum(1)
+    templates, template_energy, labels = _templates(world)
     occupied = np.flatnonzero(energy > EMPTY_ENERGY * template_energy.mean())
-    found: list[list[Detected]] = [[] for _ in range(n)]
     if not len(occupied):
         return found
-    residual = energy[occupied, None] + template_energy - 2 * cells[occupied] @ templates.T
+    residual = energy[occupied, None] + template_energy - 2 * rooms[occupied] @ templates.T
     best = residual.argmin(1)
     fits = residual[np.arange(len(best)), best] / template_energy[best] < WORST_FIT
-    for index, k, known in zip(occupied, best, fits, strict=True):
-        image, cell = divmod(int(index), GRID * GRID)
-        row, column = divmod(cell, GRID)
+    half = world.room / 2
+    for image, (left, top), k, known in zip(index[occupied], corners[occupied], best, fits, strict=True):
         shape, colour, dx, dy = labels[k]
-        centre = (column * CELL + CELL / 2 + float(dx), row * CELL + CELL / 2 + float(dy))
-        names = (SHAPES[int(shape)], COLOURS[int(colour)]) if known else (UNKNOWN, UNKNOWN)
+        centre = (int(left) + half + float(dx), int(top) + half + float(dy))
+        names = (world.shapes[int(shape)], world.colours[int(colour)]) if known else (UNKNOWN, UNKNOWN)
+        column, row = (int(c // SQUARE) for c in centre)
         found[image].append(Detected(*names, row, column, centre))
-    return found
+    return [sorted(things, key=lambda o: (o.row, o.column)) for things in found]
+
+
+Rooms = tuple[np.ndarray, np.ndarray, np.ndarray]  # image of each [m], top left corner [m, 2], pixels [m, room*room*3]
+
+
+def _squares(difference: np.ndarray, world: World) -> Rooms:
+    """Every square of every image."""
+    n, side = len(difference), world.side
+    rooms = difference.reshape(n, side, SQUARE, side, SQUARE, 3).transpose(0, 1, 3, 2, 4, 5)
+    rows, columns = np.divmod(np.tile(np.arange(side * side), n), side)
+    corners = np.stack((columns, rows), 1) * SQUARE
+    return np.repeat(np.arange(n), side * side), corners, rooms.reshape(n * side * side, -1)
+
+
+def _blots(difference: np.ndarray, world: World) -> Rooms:
+    """The room around every blot, which shows nothing of the other blots."""
+    room, rooms = world.room, []
+    index, corners = [], []
+    for i, image in enumerate(difference):
+        labels = _label(np.sqrt((image**2).sum(-1)) > BLOT)
+        for blot in range(1, labels.max() + 1):
+            ys, xs = np.nonzero(labels == blot)
+            middle = np.array([(xs.min() + xs.max() + 1) / 2, (ys.min() + ys.max() + 1) / 2])
+            left, top = np.clip(world.origin(middle), 0, world.size - room)
+            span = np.s_[top : top + room, left : left + room]
+            others = (labels[span] != blot) & (labels[span] != 0)
+            rooms.append(np.where(others[..., None], 0, image[span]).ravel())
+            index.append(i)
+            corners.append((left, top))
+    shape = (len(rooms), room * room * 3)
+    return np.array(index, int), np.array(corners, int).reshape(-1, 2), np.array(rooms, np.float32).reshape(shape)
+
+
+def _label(mask: np.ndarray) -> np.ndarray:
+    """Connected (also by corners) pixels of mask [H, W] -> their blot's number, from 1; 0 outside."""
+    labels = np.zeros(mask.shape, int)
+    left = {(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)}
+    number = 0
+    while left:
+        number += 1
+        front = [left.pop()]
+        while front:
+            y, x = front.pop()
+            labels[y, x] = number
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            front += near
+    return labels
 
 
 def agrees(found: Sequence[Detected | Object], scene: Scene) -> bool:
-    """Whether exactly the objects of the scene were seen, each in its cell."""
-    seen = sorted((o.row, o.column, *o.kind) for o in found)
-    return seen == sorted((o.row, o.column, *o.kind) for o in scene.objects)
+    """Whether exactly the objects of the scene were seen, each near its place."""
+    left = list(found)
+    for real in scene.objects:
+        seen = [o for o in left if o.kind == real.kind and np.hypot(*np.subtract(o.centre, real.centre)) < NEAR]
+        if not seen:
+            return False
+        left.remove(seen[0])
+    return not left

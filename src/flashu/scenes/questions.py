@@ -1,4 +1,4 @@
-"""Questions about a scene in six kinds. Answers are grounded: first the cells looked at, then "so", the verdict.
+"""Questions about a scene in six kinds. Answers are grounded: first the squares looked at, then "so", the verdict.
 
 "how many circles are there?" -> "1a 2b so two". Every step of the decoding is then one look-up in the image,
 which a tiny model can learn; scoring reads the word after "so".
@@ -13,20 +13,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from .captions import NUMBERS, plural
-from .split import KINDS
-from .world import COLOURS, RELATIONS, SHAPES, Object, Scene, holds
+from .captions import plural
+from .world import MARGIN, NUMBERS, RELATIONS, Object, Scene, World, holds
 
-VERDICTS: dict[str, tuple[str, ...]] = {
-    "exist": ("yes", "no"),
-    "count": NUMBERS,
-    "colour": COLOURS,
-    "shape": SHAPES,
-    "position": ("yes", "no"),
-    "compare": ("yes", "no"),
-}
-QUESTION_KINDS = tuple(VERDICTS)
-SEGMENT = 26  # tokens of the longest question, its marker, its answer and eos
+QUESTION_KINDS = ("exist", "count", "colour", "shape", "position", "compare")
 
 PHRASES = {
     "exist": ("is there a {x}?", "does the picture show a {x}?", "can you see a {x}?"),
@@ -53,6 +43,16 @@ class Question:
     kind: str
 
 
+def verdicts(kind: str, world: World) -> tuple[str, ...]:
+    """The words that can answer a question of this kind."""
+    return {"count": world.numbers, "colour": world.colours, "shape": world.shapes}.get(kind, ("yes", "no"))
+
+
+def longest(world: World) -> int:
+    """Tokens of the longest question, its marker, its answer and eos."""
+    return 18 + 2 * world.most
+
+
 def verdict(text: str) -> str | None:
     """The word after the last "so", or None."""
     words = text.lower().split()
@@ -70,8 +70,9 @@ def _noun(shape: str | None, colour: str | None) -> str:
 
 def _targets(scene: Scene) -> list[tuple[str | None, str | None]]:
     """All (shape, colour) descriptions, None standing for any."""
-    shapes: list[tuple[str | None, str | None]] = [(s, None) for s in SHAPES]
-    return shapes + [(None, c) for c in COLOURS] + [(s, c) for c, s in KINDS]
+    world = scene.world
+    shapes: list[tuple[str | None, str | None]] = [(s, None) for s in world.shapes]
+    return shapes + [(None, c) for c in world.colours] + [(s, c) for c, s in world.kinds]
 
 
 def _choose(options: list[Item], rng: np.random.Generator) -> Item:
@@ -134,7 +135,10 @@ def _position(scene: Scene, want: str, rng: np.random.Generator) -> Ask | None:
         return None
     i, j = rng.permutation(len(unique))[:2]
     a, b = unique[i], unique[j]
-    options = [r for r in RELATIONS if holds(r, a.centre, b.centre, 8.0) == (want == "yes")]
+    if want == "yes":
+        options = [r for r in RELATIONS if holds(r, a.centre, b.centre, MARGIN)]
+    else:
+        options = [r for r in RELATIONS if not holds(r, a.centre, b.centre, MARGIN - scene.world.doubt)]
     if not options:
         return None
     words = {"x": _noun(a.shape, a.colour), "y": _noun(b.shape, b.colour), "r": _choose(options, rng)}
@@ -143,7 +147,7 @@ def _position(scene: Scene, want: str, rng: np.random.Generator) -> Ask | None:
 
 def _compare(scene: Scene, want: str, rng: np.random.Generator) -> Ask | None:
     shapes = rng.random() < 0.5
-    values = list(rng.permutation(SHAPES if shapes else COLOURS))
+    values = list(rng.permutation(scene.world.shapes if shapes else scene.world.colours))
     values.sort(key=lambda v: -len(scene.matching(v, None) if shapes else scene.matching(None, v)))
     pool = values[:3]  # mostly what is there, so that one side is not always empty
     i, j = rng.permutation(len(pool))[:2]
@@ -177,5 +181,5 @@ def ask(kind: str, scene: Scene, want: str, rng: np.random.Generator) -> Questio
 
 
 def describe(scene: Scene) -> Ask:
-    """Training only: every object with its cell, in reading order."""
+    """Training only: every object with its square, in reading order."""
     return "describe the picture.", " ".join(f"{o.cell} {o.colour} {o.shape}" for o in scene.objects)

@@ -12,10 +12,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import combinations
 
-from .world import COLOURS, SHAPES, Kind, Scene
+from .world import SCENES, Kind, Scene, World
 
-KINDS: tuple[Kind, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
-COUNTS = (2, 3, 4)
 Pair = frozenset[Kind]
 
 
@@ -28,20 +26,21 @@ def _lowest(items: Iterable[tuple], n: int) -> list[tuple]:
 
 
 @cache
-def held_pairs() -> frozenset[Pair]:
-    """29 of the 190 pairs of different kinds: of one colour 6/30, of one shape 5/40, different in both 18/120."""
-    pairs = list(combinations(KINDS, 2))
+def held_pairs(world: World = SCENES) -> frozenset[Pair]:
+    """About a seventh of the pairs of different kinds: of one colour 1/5, of one shape 1/8, different in both 3/20."""
+    pairs = list(combinations(world.kinds, 2))
     same_colour = [p for p in pairs if p[0][0] == p[1][0]]
     same_shape = [p for p in pairs if p[0][1] == p[1][1]]
     different = [p for p in pairs if p[0][0] != p[1][0] and p[0][1] != p[1][1]]
-    chosen = _lowest(same_colour, 6) + _lowest(same_shape, 5) + _lowest(different, 18)
-    return frozenset(frozenset(p) for p in chosen)
+    groups = ((same_colour, 0.2), (same_shape, 0.125), (different, 0.15))
+    return frozenset(frozenset(p) for group, share in groups for p in _lowest(group, round(share * len(group))))
 
 
 @cache
-def held_counts() -> frozenset[tuple[Kind, int]]:
-    """9 of the 60 (kind, number) facts, three for each number."""
-    return frozenset(fact for n in COUNTS for fact in _lowest([(kind, n) for kind in KINDS], 3))
+def held_counts(world: World = SCENES) -> frozenset[tuple[Kind, int]]:
+    """3/20 of the (kind, number) facts, as many for each number."""
+    n = round(0.15 * len(world.kinds))
+    return frozenset(fact for count in world.counts for fact in _lowest([(k, count) for k in world.kinds], n))
 
 
 @cache
@@ -51,16 +50,17 @@ def held_phrasings(fact: tuple[str, ...], phrasings: int) -> frozenset[int]:
     return frozenset(order[: phrasings // 4])
 
 
-def is_test(kinds: Sequence[Kind]) -> bool:
+def is_test(kinds: Sequence[Kind], world: World = SCENES) -> bool:
     """Whether a scene of these kinds belongs to the test side."""
-    if any(frozenset(pair) in held_pairs() for pair in combinations(kinds, 2)):
+    if any(frozenset(pair) in held_pairs(world) for pair in combinations(kinds, 2)):
         return True
-    return any((kind, n) in held_counts() for kind, n in Counter(kinds).items())
+    return any((kind, n) in held_counts(world) for kind, n in Counter(kinds).items())
 
 
 def is_test_scene(scene: Scene) -> bool:
-    return is_test([o.kind for o in scene.objects])
+    return is_test([o.kind for o in scene.objects], scene.world)
 
 
 def has_held_pair(scene: Scene) -> bool:
-    return any(frozenset((a.kind, b.kind)) in held_pairs() for a, b in combinations(scene.objects, 2))
+    held = held_pairs(scene.world)
+    return any(frozenset((a.kind, b.kind)) in held for a, b in combinations(scene.objects, 2))

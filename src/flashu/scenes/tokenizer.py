@@ -1,6 +1,6 @@
 """The word-level tokenizer: a closed vocabulary behind a normaliser that knows plurals and common synonyms.
 
-Cells are two tokens, row then column ("2c" -> "2", "##c"): relations compare rows or columns, and the column
+Squares are two tokens, row then column ("2c" -> "2", "##c"): relations compare rows or columns, and the column
 letters cannot be taken for the article "a".
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from . import captions, questions
-from .world import COLOURS, COLUMNS, RELATIONS, ROWS, SHAPES
+from .world import COLUMNS, NUMBERS, RELATIONS, ROWS, SCENES, World
 
 PAD, BOS, EOS, BOI, EOI, IMG_PAD, UNK, ANSWER = SPECIALS = (
     "[PAD]", "<bos>", "<eos>", "<boi>", "<eoi>", "<img_pad>", "<unk>", "<answer>",
@@ -33,28 +33,28 @@ _SYNONYMS = {
     r"\bless\b": "fewer",
     r"\b(greater|bigger|higher)\b": "larger",
     r"\bthere's\b": "there is",
-    r"\b0\b": "zero",
-    r"\b1\b": "one",
-    r"\b2\b": "two",
-    r"\b3\b": "three",
-    r"\b4\b": "four",
+    **{rf"\b{n}\b": word for n, word in enumerate(NUMBERS)},
+    r"\b(diamonds|rhombus(es)?|rhombi)\b": "diamond",
+    r"\b(rings|donuts?|doughnuts?|hoops?)\b": "ring",
     r"^\s*describe( the| this)?( picture)?\s*\.?\s*$": "describe the picture.",  # the one wording it was trained on
 }
 
 
-def _words() -> list[str]:
+def _words(world: World) -> list[str]:
     templates = [t for group in (*captions.TEMPLATES.values(), *questions.PHRASES.values()) for t in group]
     loose = "the and , so none versus yes no object describe picture"
-    words = " ".join([*templates, *captions.NUMBERS, *SHAPES, *COLOURS, *RELATIONS, loose]).split()
+    words = " ".join([*templates, *world.numbers, *world.shapes, *world.colours, *RELATIONS, loose]).split()
     words = [w.rstrip("?.") for w in words if "{" not in w] + [".", "?"]
     return sorted({w for w in words if w and w != "photo"})
 
 
-def build() -> Tokenizer:
-    """Builds the tokenizer; its vocabulary follows from the captions, the questions and the board."""
-    vocabulary = [*SPECIALS, *ROWS, *("##" + c for c in COLUMNS), *_words()]
+def build(world: World = SCENES) -> Tokenizer:
+    """Builds the tokenizer; its vocabulary follows from the captions, the questions and the world."""
+    words, side = _words(world), world.side
+    vocabulary = [*SPECIALS, *ROWS[:side], *("##" + c for c in COLUMNS[:side]), *words]
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(vocabulary)}, unk_token=UNK))
-    replacements = [normalizers.Replace(Regex(pattern), word) for pattern, word in _SYNONYMS.items()]
+    known = {pattern: word for pattern, word in _SYNONYMS.items() if {w.rstrip(".") for w in word.split()} <= {*words}}
+    replacements = [normalizers.Replace(Regex(pattern), word) for pattern, word in known.items()]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *replacements])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)

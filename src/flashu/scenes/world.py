@@ -1,36 +1,146 @@
-"""The world: one to four coloured shapes on a plain 4x4 board of 64x64 pixels, one object to a cell."""
+"""Worlds of coloured shapes on a plain ground: what can be in a picture, how it is placed, how it is drawn.
+
+A picture is a grid of squares of 16 pixels, an image token each. A square's name, like a seat's, is its row's digit and
+its column's letter ("2c"); an object's place is named by the square its centre lies in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-SHAPES = ("circle", "square", "triangle", "cross")
-COLOURS = ("red", "green", "blue", "yellow", "purple")
-ROWS = ("1", "2", "3", "4")  # top to bottom
-COLUMNS = ("a", "b", "c", "d")  # left to right
-RELATIONS = ("left of", "right of", "above", "below")
+Kind = tuple[str, str]  # (colour, shape)
+Point = tuple[float, float]  # (x, y) in pixels
 
-SIZE = 64
-GRID = 4
-CELL = SIZE // GRID
-JITTER = 0.8
-MAX_OBJECTS = 4
-RADIUS = 6.0
+SQUARE = 16  # pixels
+ROWS = "12345678"  # top to bottom
+COLUMNS = "abcdefgh"  # left to right
+NUMBERS = ("zero", "one", "two", "three", "four", "five")
+RELATIONS = ("left of", "right of", "above", "below")
+MARGIN = SQUARE / 2  # pixels by which a relation must hold
 
 BACKGROUND = np.array([232, 232, 228], np.float32) / 255
-PALETTE = (
-    np.array([[214, 40, 40], [38, 150, 60], [36, 84, 214], [244, 186, 24], [138, 56, 190]], np.float32) / 255
-)  # in the order of COLOURS
+PALETTE = {
+    "red": (214, 40, 40),
+    "green": (38, 150, 60),
+    "blue": (36, 84, 214),
+    "yellow": (244, 186, 24),
+    "purple": (138, 56, 190),
+    "cyan": (40, 186, 214),
+    "black": (28, 28, 32),
+}
 
-Kind = tuple[str, str]  # (colour, shape)
+
+def _triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
+    return np.maximum(y - 0.86 * r, (2 * np.abs(x) - y - r) * (1 / np.sqrt(5, dtype=np.float32)))
+
+
+def _cross(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
+    ax, ay, arm = np.abs(x), np.abs(y), 0.34 * r
+    return np.minimum(np.maximum(ax - arm, ay - r), np.maximum(ay - arm, ax - r))
+
+
+OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "circle": lambda x, y, r: np.sqrt(x * x + y * y) - r,
+    "square": lambda x, y, r: np.maximum(np.abs(x), np.abs(y)) - 0.86 * r,
+    "triangle": _triangle,
+    "cross": _cross,
+    "diamond": lambda x, y, r: (np.abs(x) + np.abs(y) - r) * np.sqrt(0.5, dtype=np.float32),
+    "ring": lambda x, y, r: np.abs(np.sqrt(x * x + y * y) - 0.76 * r) - 0.24 * r,
+}
+"""Signed distance of (x, y) from a shape of a radius, in pixels, negative inside."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What can be in a picture. ``side`` squares each way; up to ``most`` objects of ``radius`` pixels.
+
+    ``room``: pixels each way around an object's centre that no other object enters.
+    ``free``: objects may be anywhere inside the frame; else in the middle of a square, off by up to ``jitter`` pixels.
+    ``doubt``: pixels below the margin within which a relation is neither stated nor denied.
+    """
+
+    name: str
+    side: int
+    shapes: tuple[str, ...]
+    colours: tuple[str, ...]
+    most: int
+    radius: float
+    room: int
+    free: bool = False
+    jitter: float = 0.0
+    doubt: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Pixels each way."""
+        return self.side * SQUARE
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens."""
+        return self.side**2
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return tuple((colour, shape) for colour in self.colours for shape in self.shapes)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of equal objects that captions count."""
+        return tuple(range(2, self.most + 1))
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Words for 0 to ``most``."""
+        return NUMBERS[: self.most + 1]
+
+    @property
+    def palette(self) -> np.ndarray:
+        """float32 [colours, 3] in 0..1."""
+        return np.array([PALETTE[c] for c in self.colours], np.float32) / 255
+
+    def origin(self, centres: np.ndarray) -> np.ndarray:
+        """Centres [n, 2] -> top left corners [n, 2] of the rooms objects are drawn in, whole pixels."""
+        if self.free:
+            return np.rint(centres - self.room / 2).astype(int)
+        return (centres // SQUARE).astype(int) * SQUARE
+
+
+SCENES = World(
+    "scenes",
+    side=4,
+    shapes=("circle", "square", "triangle", "cross"),
+    colours=("red", "green", "blue", "yellow", "purple"),
+    most=4,
+    radius=6.0,
+    room=16,
+    jitter=0.8,
+)
+HARD = World(
+    "scenes-hard",
+    side=8,
+    shapes=tuple(OUTLINES),
+    colours=tuple(PALETTE),
+    most=5,
+    radius=7.0,
+    room=18,
+    free=True,
+    doubt=MARGIN,
+)
+WORLDS = {world.name: world for world in (SCENES, HARD)}
+
+
+def world_of(height: int, width: int) -> World | None:
+    """The world whose pictures have this size in pixels."""
+    return next((world for world in WORLDS.values() if world.size == height == width), None)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Object:
-    """One shape. Ordered by cell, in reading order; `dx`, `dy` are the jitter in pixels."""
+    """One shape. Ordered by square, in reading order; `dx`, `dy` are pixels from the square's middle."""
 
     row: int
     column: int
@@ -45,14 +155,13 @@ class Object:
 
     @property
     def cell(self) -> str:
-        """Name of the cell, like a seat: row digit, then column letter ("2c")."""
+        """Name of the square ("2c")."""
         return ROWS[self.row] + COLUMNS[self.column]
 
     @property
-    def centre(self) -> tuple[float, float]:
-        """(x, y) in pixels."""
-        half = CELL / 2
-        return (self.column * CELL + half + self.dx, self.row * CELL + half + self.dy)
+    def centre(self) -> Point:
+        half = SQUARE / 2
+        return (self.column * SQUARE + half + self.dx, self.row * SQUARE + half + self.dy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,66 +169,83 @@ class Scene:
     """Objects in reading order."""
 
     objects: tuple[Object, ...]
+    world: World = SCENES
 
     def matching(self, shape: str | None = None, colour: str | None = None) -> tuple[Object, ...]:
         """The objects of this shape and colour, in reading order; None matches anything."""
         return tuple(o for o in self.objects if shape in (None, o.shape) and colour in (None, o.colour))
 
 
-def holds(relation: str, a: tuple[float, float], b: tuple[float, float], margin: float) -> bool:
+def holds(relation: str, a: Point, b: Point, margin: float) -> bool:
     """Whether point a stands in the relation to point b, by more than the margin on that axis."""
     dx, dy = b[0] - a[0], b[1] - a[1]
     return {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation] > margin
 
 
-def place(kinds: Sequence[Kind], rng: np.random.Generator, aligned: bool = False) -> Scene:
-    """Puts the kinds on distinct random cells; `aligned` keeps them all in one row or one column."""
-    if aligned:
-        line, spots = int(rng.integers(GRID)), rng.permutation(GRID)[: len(kinds)]
-        across = rng.random() < 0.5
-        cells = [(line, int(s)) if across else (int(s), line) for s in spots]
-    else:
-        cells = [divmod(int(c), GRID) for c in rng.permutation(GRID * GRID)[: len(kinds)]]
-    jitter = rng.uniform(-JITTER, JITTER, (len(kinds), 2))
-    return Scene(
-        tuple(
-            sorted(
-                Object(row, column, shape, colour, float(dx), float(dy))
-                for (colour, shape), (row, column), (dx, dy) in zip(kinds, cells, jitter, strict=True)
-            )
-        )
+def place(kinds: Sequence[Kind], rng: np.random.Generator, aligned: bool = False, world: World = SCENES) -> Scene:
+    """Puts the kinds on random places of their own; `aligned` keeps them all in one row or one column."""
+    squares, offsets = (_scatter if world.free else _seat)(len(kinds), rng, aligned, world)
+    made = (
+        Object(row, column, shape, colour, float(dx), float(dy))
+        for (colour, shape), (row, column), (dx, dy) in zip(kinds, squares, offsets, strict=True)
     )
+    return Scene(tuple(sorted(made)), world)
 
 
-def coverage(shape: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Antialiased masks of shapes [n] (indices into SHAPES) displaced by dx, dy [n] px -> [n, CELL, CELL]."""
-    axis = np.arange(CELL, dtype=np.float32) - (CELL - 1) / 2
+Places = tuple[list[tuple[int, int]], np.ndarray]  # (row, column) of each, (dx, dy) [n, 2]
+
+
+def _seat(n: int, rng: np.random.Generator, aligned: bool, world: World) -> Places:
+    """Distinct squares, nearly in their middles."""
+    side = world.side
+    if aligned:
+        line, spots = int(rng.integers(side)), rng.permutation(side)[:n]
+        across = rng.random() < 0.5
+        squares = [(line, int(s)) if across else (int(s), line) for s in spots]
+    else:
+        squares = [divmod(int(c), side) for c in rng.permutation(side * side)[:n]]
+    return squares, rng.uniform(-world.jitter, world.jitter, (n, 2))
+
+
+def _scatter(n: int, rng: np.random.Generator, aligned: bool, world: World) -> Places:
+    """Anywhere inside the frame; everyone else stays out of an object's room. Crowded draws are drawn again."""
+    low, high = world.room / 2, world.size - world.room / 2
+    while True:
+        xy = rng.uniform(low, high, (n, 2))
+        if aligned:
+            axis = int(rng.integers(2))
+            xy[:, axis] = np.clip(xy[0, axis] + rng.uniform(-1, 1, n), low, high)
+        apart = np.abs(xy[:, None] - xy[None]).max(-1)
+        if (apart + world.room * np.eye(n) >= world.room).all():
+            break
+    squares = (xy // SQUARE).astype(int)
+    return [(int(y), int(x)) for x, y in squares], xy - (squares + 0.5) * SQUARE
+
+
+def coverage(world: World, shape: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Antialiased masks of shapes [n] (indices into the world's) displaced by dx, dy [n] px -> [n, room, room]."""
+    axis = np.arange(world.room, dtype=np.float32) - (world.room - 1) / 2
     x = axis[None, None, :] - dx[:, None, None].astype(np.float32)
     y = axis[None, :, None] - dy[:, None, None].astype(np.float32)
-    ax, ay = np.abs(x), np.abs(y)
-    side, arm, tilt = 0.86 * RADIUS, 0.34 * RADIUS, 1 / np.sqrt(5, dtype=np.float32)
-    distance = np.stack(  # signed distances in pixels, negative inside
-        [
-            np.sqrt(x * x + y * y) - RADIUS,
-            np.maximum(ax, ay) - side,
-            np.maximum(y - side, (2 * ax - y - RADIUS) * tilt),
-            np.minimum(np.maximum(ax - arm, ay - RADIUS), np.maximum(ay - arm, ax - RADIUS)),
-        ]
-    )
+    distance = np.stack(np.broadcast_arrays(*(OUTLINES[name](x, y, world.radius) for name in world.shapes)))
     return np.clip(0.5 - distance[shape, np.arange(len(shape))], 0, 1)
 
 
 def render(scenes: Iterable[Scene]) -> np.ndarray:
-    """Scenes -> uint8 images [n, 64, 64, 3]."""
+    """Scenes of one world -> uint8 images [n, size, size, 3]."""
     scenes = list(scenes)
-    board = np.broadcast_to(BACKGROUND, (len(scenes), GRID, GRID, CELL, CELL, 3)).copy()
+    world = scenes[0].world if scenes else SCENES
+    image = np.broadcast_to(BACKGROUND, (len(scenes), world.size, world.size, 3)).copy()
     items = [(i, o) for i, scene in enumerate(scenes) for o in scene.objects]
     if items:
-        index, rows, columns = (np.array(v) for v in zip(*((i, o.row, o.column) for i, o in items), strict=True))
-        shapes = np.array([SHAPES.index(o.shape) for _, o in items])
-        colours = PALETTE[[COLOURS.index(o.colour) for _, o in items]]
-        jitter = np.array([(o.dx, o.dy) for _, o in items])
-        alpha = coverage(shapes, jitter[:, 0], jitter[:, 1])[..., None]
-        board[index, rows, columns] = BACKGROUND + alpha * (colours[:, None, None] - BACKGROUND)
-    image = board.transpose(0, 1, 3, 2, 4, 5).reshape(len(scenes), SIZE, SIZE, 3)
+        index = np.array([i for i, _ in items])[:, None, None]
+        shapes = np.array([world.shapes.index(o.shape) for _, o in items])
+        colours = world.palette[[world.colours.index(o.colour) for _, o in items]]
+        centres = np.array([o.centre for _, o in items])
+        corners = world.origin(centres)
+        off = centres - corners - world.room / 2
+        alpha = coverage(world, shapes, off[:, 0], off[:, 1])[..., None]
+        span = np.arange(world.room)
+        x, y = (corners[:, axis, None] + span for axis in (0, 1))
+        image[index, y[:, :, None], x[:, None, :]] = BACKGROUND + alpha * (colours[:, None, None] - BACKGROUND)
     return np.rint(image * 255).astype(np.uint8)

@@ -40,10 +40,12 @@ class Drawings:
     def sheet(self, recipe: Recipe, number: int) -> Sheet:
         seed = self.seed + APART * (number + 1)
         each = max(1, self.items // (2 * len(CATEGORIES)))
-        short = GenEval.make(each, 1, seed)
-        dense = DPG.make(max(1, self.items - len(short.texts)), 1, seed)
+        engine = self.engine_of(recipe)
+        world = work.readable(engine)
+        short = GenEval.make(each, 1, seed, world)
+        dense = DPG.make(max(1, self.items - len(short.texts)), 1, seed, world)
         texts, seeds = [*short.texts, *dense.texts], [*short.seeds, *dense.seeds]
-        drawn = work.draw(self.engine_of(recipe), texts, seeds, batch=len(texts), ledger=self.ledger)
+        drawn = work.draw(engine, texts, seeds, batch=len(texts), ledger=self.ledger)
         seen = [d.seen for d in drawn]
         first, second = short.sheet(seen[: len(short.texts)]), dense.sheet(seen[len(short.texts) :])
         categories = [mark for part in first.parts for mark in first.marks[part]]
@@ -61,9 +63,10 @@ class Answers:
 
     def sheet(self, recipe: Recipe, number: int) -> Sheet:
         each = max(2, self.items // 6)  # a multiple-choice item takes four questions, and there are half as many
-        suite = Und.make(each, self.seed + APART * (number + 1))
+        engine = self.engine_of(recipe)
+        suite = Und.make(each, self.seed + APART * (number + 1), work.asked_about(engine))
         asked = [a.shown for a in suite.asked]
-        said = work.answer(self.engine_of(recipe), asked, batch=len(asked), ledger=self.ledger)
+        said = work.answer(engine, asked, batch=len(asked), ledger=self.ledger)
         found = suite.sheet([*said, *[""] * len(suite.blind)])
         # Groups are numbered anew in every round.
         return Sheet({p: [Mark((number, m.cluster), m.value) for m in found.marks[p]] for p in PARTS}, PARTS)

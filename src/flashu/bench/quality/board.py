@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from flashu.bench.quality.work import Shown, answer, draw
+from flashu.bench.quality.work import Shown, answer, asked_about, draw, readable
 from flashu.bench.stats import Rate, wilson
 from flashu.engine import Engine
 from flashu.models.registry import open_model
@@ -28,9 +28,10 @@ Line = tuple[str, Rate, str]
 
 def generation(engine: Engine, n: int, seed: int) -> list[Line]:
     """``n`` prompts of each category, one image each."""
+    world = readable(engine)
     lines = []
     for category in CATEGORIES:
-        prompts = benchmark.prompts(category, n, seed)
+        prompts = benchmark.prompts(category, n, seed, world=world)
         drawn = draw(engine, [p.text for p in prompts], [seed + k for k in range(n)])
         right = sum(judge(p, d.seen) for p, d in zip(prompts, drawn, strict=True))
         lines.append((category, wilson(right, n), ""))
@@ -39,9 +40,10 @@ def generation(engine: Engine, n: int, seed: int) -> list[Line]:
 
 def understanding(engine: Engine, n: int, seed: int) -> list[Line]:
     """``n`` questions of each kind, each about a scene of its own."""
+    world = asked_about(engine)
     lines = []
     for kind in QUESTION_KINDS:
-        asked = benchmark.questions(kind, n, seed)
+        asked = benchmark.questions(kind, n, seed, world=world)
         said = answer(engine, [Shown(q.text, q.scene) for q in asked])
         right = sum(verdict(text) == q.verdict for text, q in zip(said, asked, strict=True))
         lines.append((kind, wilson(right, n), f"{blind_prior(asked):.2f}"))

@@ -1,6 +1,6 @@
 """scenes-dpg: dense prompts of three to six facts, scored fact by fact as in DPG-Bench (paper Table 3).
 
-The prompts describe held-out scenes of three or four objects in the words of the training captions: every group of
+The prompts describe held-out scenes of three or more objects in the words of the training captions: every group of
 equal objects, and for three groups one relation.
 """
 
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashu.bench.quality.scores import Mark, Sheet
-from flashu.scenes.benchmark import MARGIN, Seen
-from flashu.scenes.captions import NUMBERS, name, plural, relations
+from flashu.scenes.benchmark import Seen
+from flashu.scenes.captions import name, plural, relations
 from flashu.scenes.sampler import held_scene
 from flashu.scenes.split import has_held_pair
-from flashu.scenes.world import Kind, Scene, holds
+from flashu.scenes.world import MARGIN, NUMBERS, SCENES, Kind, Scene, World, holds
 
 COLUMNS = ("Global", "Entity", "Attribute", "Relation")
 Relation = tuple[Kind, str, Kind]
@@ -50,13 +50,13 @@ def dense(scene: Scene, rng: np.random.Generator) -> Dense:
     return Dense(text, groups, (a.kind, r, b.kind))
 
 
-def prompts(n: int, seed: int) -> list[Dense]:
+def prompts(n: int, seed: int, world: World = SCENES) -> list[Dense]:
     """n different prompts about test scenes, two thirds of them with a relation."""
     rng = np.random.default_rng((seed, 200))
     made: dict[str, Dense] = {}
     related = 0
     while len(made) < n:
-        scene = held_scene(rng)
+        scene = held_scene(rng, world)
         if len(scene.objects) < 3 or not has_held_pair(scene):
             continue
         new = dense(scene, rng)
@@ -101,8 +101,8 @@ class DPG:
     seed: int
 
     @classmethod
-    def make(cls, prompts_: int = 100, images: int = 4, seed: int = 0) -> DPG:
-        return cls(tuple(prompts(prompts_, seed)), images, seed)
+    def make(cls, prompts_: int = 100, images: int = 4, seed: int = 0, world: World = SCENES) -> DPG:
+        return cls(tuple(prompts(prompts_, seed, world)), images, seed)
 
     @property
     def texts(self) -> list[str]:

@@ -9,6 +9,7 @@ from itertools import groupby
 from flashu.bench.quality.scores import Mark, Sheet
 from flashu.scenes import benchmark
 from flashu.scenes.benchmark import CATEGORIES, Prompt, Seen
+from flashu.scenes.world import SCENES, World
 
 COLUMNS = {
     "single": "Single Obj.",
@@ -30,8 +31,8 @@ class GenEval:
     seed: int
 
     @classmethod
-    def make(cls, prompts: int = 100, images: int = 4, seed: int = 0) -> GenEval:
-        chosen = [p for category in CATEGORIES for p in benchmark.prompts(category, prompts, seed)]
+    def make(cls, prompts: int = 100, images: int = 4, seed: int = 0, world: World = SCENES) -> GenEval:
+        chosen = [p for category in CATEGORIES for p in benchmark.prompts(category, prompts, seed, world=world)]
         return cls(tuple(chosen), images, seed)
 
     @property

@@ -1,7 +1,7 @@
 """scenes-und: five suites of questions about held-out scenes, in the spirit of the paper's Table 1.
 
 MME-like: a yes and a no question about each scene; acc counts questions, acc+ scenes with both right. GQA-like:
-attributes, relations and comparisons in scenes of three or four objects. MMBench-like: multiple choice, circular. The
+attributes, relations and comparisons in scenes of three or more objects. MMBench-like: multiple choice, circular. The
 model's vocabulary has no words for lettered options, and ranking answers by likelihood would not depend on the order
 of the options at all; so rotation k puts option k forward ("is there a red circle?"), and an item is right only if
 every rotation is answered rightly. Counting. Vision-needed: each question is asked about two scenes with different
@@ -18,10 +18,10 @@ import numpy as np
 from flashu.bench.quality.scores import Mark, Sheet
 from flashu.bench.quality.work import Shown
 from flashu.scenes import questions as ask
-from flashu.scenes.questions import QUESTION_KINDS, VERDICTS, Question, verdict
+from flashu.scenes.questions import QUESTION_KINDS, Question, verdict, verdicts
 from flashu.scenes.sampler import held_scene
 from flashu.scenes.split import held_pairs
-from flashu.scenes.world import COLOURS, SHAPES, Scene, place
+from flashu.scenes.world import SCENES, WORLDS, Scene, World, place
 
 MME, MME_PLUS, GQA, MMB, COUNT, VISION, BLIND = (
     "MME acc", "MME acc+", "GQA", "MMB circular", "Counting", "Vision", "Blind",
@@ -39,9 +39,10 @@ class Asked:
     group: str
 
 
-def make(n: int, seed: int) -> list[Asked]:
+def make(n: int, seed: int, world: World = SCENES) -> list[Asked]:
     """About n items per suite: n questions in pairs for MME and vision, n for GQA and counting, n/2 choices."""
-    return [*_mme(n, seed), *_gqa(n, seed), *_mmb(max(1, n // 2), seed), *_counting(n, seed), *_vision(n, seed)]
+    suites = ((_mme, n), (_gqa, n), (_mmb, max(1, n // 2)), (_counting, n), (_vision, n))
+    return [asked for suite, items in suites for asked in suite(items, seed, world)]
 
 
 def _question(kind: str, want: str, rng: np.random.Generator, scene: Callable[[], Scene]) -> Question:
@@ -52,48 +53,50 @@ def _question(kind: str, want: str, rng: np.random.Generator, scene: Callable[[]
             return found
 
 
-def _crowded(rng: np.random.Generator) -> Scene:
+def _crowded(rng: np.random.Generator, world: World) -> Scene:
     while True:
-        scene = held_scene(rng)
+        scene = held_scene(rng, world)
         if len(scene.objects) > 2:
             return scene
 
 
-def _mme(n: int, seed: int) -> list[Asked]:
+def _mme(n: int, seed: int, world: World) -> list[Asked]:
     rng = np.random.default_rng((seed, 301))
     made: list[Asked] = []
     for k in range(max(1, n // 2)):
         kind = ("exist", "position", "compare")[k % 3]
         no = None
         while no is None:
-            yes = _question(kind, "yes", rng, lambda: held_scene(rng))
+            yes = _question(kind, "yes", rng, lambda: held_scene(rng, world))
             tries = (ask.ask(kind, yes.scene, "no", rng) for _ in range(20))
             no = next((q for q in tries if q is not None), None)
         made += [Asked(Shown(q.text, q.scene), q.verdict, MME, f"{MME} {k}") for q in (yes, no)]
     return made
 
 
-def _gqa(n: int, seed: int) -> list[Asked]:
+def _gqa(n: int, seed: int, world: World) -> list[Asked]:
     rng = np.random.default_rng((seed, 302))
     kinds = ("colour", "shape", "position", "compare")
     made = []
     for k in range(n):
         kind, turn = kinds[k % len(kinds)], k // len(kinds)
-        want = VERDICTS[kind][turn % len(VERDICTS[kind])]
-        q = _question(kind, want, rng, lambda: _crowded(rng))
+        options = verdicts(kind, world)
+        want = options[turn % len(options)]
+        q = _question(kind, want, rng, lambda: _crowded(rng, world))
         made.append(Asked(Shown(q.text, q.scene), q.verdict, GQA, f"{GQA} {k}"))
     return made
 
 
-def _mmb(n: int, seed: int) -> list[Asked]:
+def _mmb(n: int, seed: int, world: World) -> list[Asked]:
     """Which colour has the only object of a shape, or which shape the only object of a colour: four options each."""
     rng = np.random.default_rng((seed, 303))
     made: list[Asked] = []
     for k in range(n):
         colours = k % 2 == 0
         kind = "colour" if colours else "shape"
-        right = str(rng.choice(COLOURS if colours else SHAPES))
-        scene = _question(kind, right, rng, lambda: _crowded(rng)).scene
+        values = verdicts(kind, world)
+        right = str(rng.choice(values))
+        scene = _question(kind, right, rng, lambda: _crowded(rng, world)).scene
         # The object asked about: the only one of its shape (or colour).
         about = next(
             o
@@ -101,7 +104,7 @@ def _mmb(n: int, seed: int) -> list[Asked]:
             if (o.colour if colours else o.shape) == right
             and len(scene.matching(o.shape, None) if colours else scene.matching(None, o.colour)) == 1
         )
-        wrong = [str(w) for w in rng.permutation([w for w in (COLOURS if colours else SHAPES) if w != right])[:3]]
+        wrong = [str(w) for w in rng.permutation([w for w in values if w != right])[:3]]
         options = [(right, "yes"), *((w, "no") for w in wrong)]
         for i in rng.permutation(len(options)):
             option, truth = options[i]
@@ -110,25 +113,28 @@ def _mmb(n: int, seed: int) -> list[Asked]:
     return made
 
 
-def _counting(n: int, seed: int) -> list[Asked]:
+def _counting(n: int, seed: int, world: World) -> list[Asked]:
     rng = np.random.default_rng((seed, 304))
-    wants = [VERDICTS["count"][k % len(VERDICTS["count"])] for k in range(n)]
-    made = [_question("count", want, rng, lambda: held_scene(rng)) for want in wants]
+    wants = [world.numbers[k % len(world.numbers)] for k in range(n)]
+    made = [_question("count", want, rng, lambda: held_scene(rng, world)) for want in wants]
     return [Asked(Shown(q.text, q.scene), q.verdict, COUNT, f"{COUNT} {k}") for k, q in enumerate(made)]
 
 
-def _vision(n: int, seed: int) -> list[Asked]:
+def _vision(n: int, seed: int, world: World) -> list[Asked]:
     rng = np.random.default_rng((seed, 305))
     waiting: dict[tuple[str, str], dict[str, Question]] = {}
-    pairs = sorted(sorted(pair) for pair in held_pairs())
+    pairs = sorted(sorted(pair) for pair in held_pairs(world))
     made: list[Asked] = []
     for k in range(max(1, n // 2)):
         kind = QUESTION_KINDS[k % len(QUESTION_KINDS)]
         found: dict[str, Question] = {}
         while len(found) < 2:
             # Relations meet again soon only among few objects.
-            scene = place(pairs[int(rng.integers(len(pairs)))], rng) if kind == "position" else held_scene(rng)
-            want = str(rng.choice(VERDICTS[kind]))
+            if kind == "position":
+                scene = place(pairs[int(rng.integers(len(pairs)))], rng, world=world)
+            else:
+                scene = held_scene(rng, world)
+            want = str(rng.choice(verdicts(kind, world)))
             q = ask.ask(kind, scene, want, rng)
             if q is None:
                 continue
@@ -140,7 +146,7 @@ def _vision(n: int, seed: int) -> list[Asked]:
     return made
 
 
-WORDS = frozenset(word for words in VERDICTS.values() for word in words)
+WORDS = frozenset(word for world in WORLDS.values() for kind in QUESTION_KINDS for word in verdicts(kind, world))
 
 
 def read(text: str) -> str | None:
@@ -160,8 +166,8 @@ class Und:
     asked: tuple[Asked, ...]
 
     @classmethod
-    def make(cls, n: int = 300, seed: int = 0) -> Und:
-        return cls(tuple(make(n, seed)))
+    def make(cls, n: int = 300, seed: int = 0, world: World = SCENES) -> Und:
+        return cls(tuple(make(n, seed, world)))
 
     @property
     def blind(self) -> list[Asked]:

@@ -19,7 +19,7 @@ from flashu.errors import FlashUError
 from flashu.models.weights import checkpoint_hash
 from flashu.plan import Task
 from flashu.scenes.detector import Detected, detect
-from flashu.scenes.world import SIZE, Scene, render
+from flashu.scenes.world import SCENES, WORLDS, Scene, World, render, world_of
 
 KEPT_NUMBERS = 4096
 """Latents of at most this many numbers are kept in the ledger, so that fidelity needs no second drawing."""
@@ -54,7 +54,7 @@ def draw(
     tick: Tick | None = None,
 ) -> list[Drawn]:
     """Draw and look. Items are drawn in fixed batches, because a layer-skipping list is the batch's."""
-    readable(engine)
+    world = readable(engine)
     ledger = ledger or Ledger()
     engine.prepare("generation", texts[0])
     identity = fingerprint(engine, "generation")
@@ -65,7 +65,7 @@ def draw(
         value = ledger.recall(key)
         if value is None:
             made = engine.generate(part, seed=own, steps=steps)
-            value = [_drawn_json(*pair) for pair in zip(detect(made.images), made.latents, strict=True)]
+            value = [_drawn_json(*pair) for pair in zip(detect(made.images, world), made.latents, strict=True)]
             ledger.record(key, value)
         found += [_drawn(entry) for entry in value]
         if tick is not None:
@@ -92,7 +92,7 @@ def answer(
         key = key_of("answer", identity, content)
         value = ledger.recall(key)
         if value is None:
-            scenes = [s.scene or Scene(()) for s in part]
+            scenes = [s.scene or Scene((), asked_about(engine)) for s in part]
             pictures = [Image.fromarray(pixels) for pixels in render(scenes)]
             value = [a.text for a in engine.answer(pictures, [s.text for s in part])]
             ledger.record(key, value)
@@ -102,14 +102,22 @@ def answer(
     return said
 
 
-def readable(engine: Engine) -> None:
-    """The exact detector reads boards of the scenes world only."""
+def readable(engine: Engine) -> World:
+    """The world whose pictures this model draws; the exact detector reads no others."""
     defaults = engine.processor.defaults
-    if engine.processor.vae is None or (defaults.height, defaults.width) != (SIZE, SIZE):
+    world = world_of(defaults.height, defaults.width)
+    if engine.processor.vae is None or world is None:
+        sizes = " or ".join(f"{w.size}x{w.size}" for w in WORLDS.values())
         raise FlashUError(
-            f"the scenes benchmarks read {SIZE}x{SIZE} images, this model draws {defaults.width}x{defaults.height}: "
+            f"the scenes benchmarks read {sizes} images, this model draws {defaults.width}x{defaults.height}: "
             "its images cannot be scored by the exact detector"
         )
+    return world
+
+
+def asked_about(engine: Engine) -> World:
+    """The world this model is asked about: its own, and the small one where it draws other pictures."""
+    return world_of(engine.processor.defaults.height, engine.processor.defaults.width) or SCENES
 
 
 def fingerprint(engine: Engine, task: Task) -> dict[str, Any]:

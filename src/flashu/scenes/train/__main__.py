@@ -13,8 +13,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flashu.models.showo2.autoencoders import SCENES_FILE
+
 from ..autoencoder import Autoencoder
 from ..tokenizer import build
+from ..world import WORLDS
 from . import curves
 from .autoencoder import train_autoencoder
 from .data import Batcher, build_pool
@@ -28,26 +31,32 @@ console = Console()
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flashu.scenes.train", description=__doc__)
+    parser.add_argument("--world", choices=WORLDS, default="scenes")
+    parser.add_argument("--start", type=Path, help="folder of another world's trained model to begin with")
     parser.add_argument("--steps", type=int, default=4000, help="updates of the unified model")
     parser.add_argument("--generation", type=int, default=112, help="images to draw, per update")
     parser.add_argument("--understanding", type=int, default=24, help="images with five or six questions, per update")
     parser.add_argument("--scenes", type=int, default=48_000, help="training scenes in the pool")
     parser.add_argument("--evaluate-minutes", type=float, default=10, help="minutes between held-out scores")
-    parser.add_argument("--runs", type=Path, default=Path("runs/scenes"), help="checkpoints, curves, cached latents")
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="where the finished files go")
+    parser.add_argument("--runs", type=Path, help="checkpoints, curves, cached latents (default runs/WORLD)")
+    parser.add_argument("--assets", type=Path, help="where the finished files go (default in the package)")
     options = parser.parse_args()
+    world = WORLDS[options.world]
+    options.runs = options.runs or Path("runs", world.name)
+    options.assets = options.assets or ASSETS / world.name
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for folder in (options.runs, options.assets):
         folder.mkdir(parents=True, exist_ok=True)
 
-    path = options.assets / "autoencoder.safetensors"
+    path = options.assets / SCENES_FILE
     if not path.exists():
-        train_autoencoder(path, steps=1300, device=device, log=console.log)
+        start = options.start / SCENES_FILE if options.start else None
+        train_autoencoder(path, steps=700 if start else 1300, world=world, start=start, device=device, log=console.log)
     autoencoder = Autoencoder.load(path)
     console.log("drawing and encoding the pool of scenes")
-    pool = build_pool(autoencoder, options.scenes, options.runs / "pool.pt")
+    pool = build_pool(autoencoder, options.scenes, options.runs / "pool.pt", world=world)
     settings = Settings(options.steps, options.generation, options.understanding)
-    train(settings, Batcher(pool, build(), settings.seed), autoencoder, device, options)
+    train(settings, Batcher(pool, build(world), settings.seed, world), autoencoder, device, options)
 
 
 def train(
@@ -55,7 +64,7 @@ def train(
 ) -> None:
     """Runs to the planned step; checkpoints every two minutes, scores and exports every few."""
     runs: Path = options.runs
-    trainer = Trainer(settings, batcher, device)
+    trainer = Trainer(settings, batcher, device, start=options.start)
     checkpoint = runs / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
@@ -69,7 +78,7 @@ def train(
         console=console, disable=not console.is_terminal,
     )  # fmt: skip
     with bar:
-        task = bar.add_task("scenes", total=settings.steps, completed=trainer.step)
+        task = bar.add_task(options.world, total=settings.steps, completed=trainer.step)
         while trainer.step < settings.steps:
             recent.append({name: value.item() for name, value in trainer.train_step().items()})
             bar.update(task, completed=trainer.step)
@@ -99,7 +108,7 @@ def _save(trainer: Trainer, path: Path) -> None:
 def _publish(trainer: Trainer, autoencoder: Autoencoder, batcher: Batcher, options: argparse.Namespace) -> None:
     """Exports the averaged weights, scores them on a small held-out set, redraws the curves."""
     model = trainer.averaged()
-    export(model, autoencoder, options.assets)
+    export(model, autoencoder, options.assets, batcher.world)
     table = score(model, batcher, autoencoder, n=30)
     curves.append(options.runs / "scores.csv", {"step": trainer.step, **table})
     curves.draw(options.runs / "losses.csv", options.runs / "scores.csv", options.runs / "curves.png")

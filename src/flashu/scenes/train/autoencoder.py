@@ -12,23 +12,27 @@ from torch.nn import functional as F
 
 from ..autoencoder import LATENT_CHANNELS, Autoencoder, to_tensor
 from ..sampler import FAMILIES, training_scene
-from ..world import render
+from ..world import SCENES, World, render
 
 NOISE = 0.05  # on unit-variance latents while training: neighbouring latents must decode alike
 
 
-def random_images(n: int, seed: int) -> torch.Tensor:
-    """uint8 training renders [n,64,64,3], mostly full scenes."""
+def random_images(n: int, seed: int, world: World = SCENES) -> torch.Tensor:
+    """uint8 training renders [n,S,S,3], mostly full scenes."""
     rng = np.random.default_rng(seed)
     families = rng.choice(FAMILIES, n, p=(0.1, 0.15, 0.15, 0.6))
-    return torch.from_numpy(render(training_scene(f, rng) for f in families))
+    return torch.from_numpy(render(training_scene(f, rng, world) for f in families))
 
 
-def train_autoencoder(path: Path, *, steps: int, batch: int = 64, device: str = "cpu", log=print) -> Autoencoder:
-    """Trains, measures the statistics, saves to `path`."""
+def train_autoencoder(
+    path: Path, *, steps: int, world: World = SCENES, start: Path | None = None, device: str = "cpu", log=print
+) -> Autoencoder:
+    """Trains, from the weights in `start` if given; measures the statistics, saves to `path`."""
     torch.manual_seed(0)
-    model = Autoencoder().to(device, memory_format=torch.channels_last)
-    images = random_images(20_000, seed=1).to(device)
+    model = Autoencoder.load(start).train().requires_grad_(True) if start else Autoencoder()
+    model.to(device, memory_format=torch.channels_last)
+    batch = 1024 // world.tokens
+    images = random_images(80_000 // world.side, seed=1, world=world).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min(1, (s + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * s / steps)) + 0.005

@@ -14,10 +14,10 @@ from flashu.models.showo2.model import ShowO2
 from .. import benchmark
 from ..autoencoder import Autoencoder, to_tensor, to_uint8
 from ..detector import detect
-from ..questions import SEGMENT, verdict
+from ..questions import longest, verdict
 from ..tokenizer import ANSWER, BOI, BOS, EOI, EOS, PAD
 from ..world import render
-from .data import HEADER, PREFIX, TOKENS, Batch, Batcher, generation_rows, understanding_mask
+from .data import Batch, Batcher, generation_rows, understanding_mask
 
 GUIDANCE, STEPS, SHIFT = 2.0, 20, 3.0
 
@@ -27,7 +27,7 @@ class States(NamedTuple):
 
     hidden: Tensor  # [B,S,h] normed output
     e_t: Tensor  # [B,d] time embedding
-    fused: Tensor  # [B,16,h] image tokens at the entrance
+    fused: Tensor  # [B,N,h] image tokens at the entrance
     middle: Tensor  # [B,S,h] after half of the layers
 
 
@@ -47,23 +47,23 @@ def hidden_states(model: ShowO2, batch: Batch, latents: Tensor, t: Tensor) -> St
 
 
 def velocity(model: ShowO2, hidden: Tensor, e_t: Tensor, batch: Batch) -> Tensor:
-    """Flow head over the whole row -> velocity [B,4,8,8]."""
+    """Flow head over the whole row -> velocity [B,4,h,w]."""
     where = torch.zeros(batch.ids.shape, dtype=torch.bool, device=hidden.device)
     where[:, batch.image] = True
     features, _ = model.head_body(hidden, e_t, model.head_rope(batch.pos), mask=batch.mask, image=where)
-    return model.unpatchify(model.head_out(features[:, batch.image][:, 1:], e_t), 8, 8)
+    return model.unpatchify(model.head_out(features[:, batch.image][:, 1:], e_t), *batch.latents.shape[-2:])
 
 
 @torch.inference_mode()
 def sample(model: ShowO2, batcher: Batcher, texts: list[str], seed: int) -> Tensor:
-    """Prompts -> latents [n,4,8,8]."""
+    """Prompts -> latents [n,4,h,w]."""
     n = len(texts)
     device = model.device
     rows = [*batcher.encode(texts), *([[]] * n)]
-    ids, pos, mask = (x.to(device) for x in generation_rows(rows, batcher.id))
-    image = slice(PREFIX, PREFIX + TOKENS + 1)
-    z = torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(seed)).to(device)
-    batch = Batch(ids, pos, mask, image, z, ids, ids)
+    ids, pos, mask = (x.to(device) for x in generation_rows(rows, batcher.id, batcher.rows))
+    side = 2 * batcher.world.side
+    z = torch.randn(n, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(device)
+    batch = Batch(ids, pos, mask, batcher.rows.drawn, z, ids, ids)
     u = torch.linspace(0, 1, STEPS + 1)
     times = u / (u + SHIFT - SHIFT * u)
     for now, then in pairwise(times):
@@ -75,16 +75,16 @@ def sample(model: ShowO2, batcher: Batcher, texts: list[str], seed: int) -> Tens
 
 @torch.inference_mode()
 def answer(model: ShowO2, batcher: Batcher, latents: Tensor, questions: list[str]) -> list[str]:
-    """Clean latents [n,4,8,8] and one question each -> greedy answers."""
-    n, special, device = len(questions), batcher.id, model.device
-    ids = np.full((n, HEADER + SEGMENT), special[PAD])
-    ids[:, 0], ids[:, 1], ids[:, HEADER - 1] = special[BOS], special[BOI], special[EOI]
-    ends = np.full(n, HEADER)
+    """Clean latents [n,4,h,w] and one question each -> greedy answers."""
+    n, special, device, header = len(questions), batcher.id, model.device, batcher.rows.header
+    ids = np.full((n, header + longest(batcher.world)), special[PAD])
+    ids[:, 0], ids[:, 1], ids[:, header - 1] = special[BOS], special[BOI], special[EOI]
+    ends = np.full(n, header)
     for row, text in enumerate(batcher.encode(questions)):
         ends[row] += len(text) + 1
-        ids[row, HEADER : ends[row]] = [*text, special[ANSWER]]
+        ids[row, header : ends[row]] = [*text, special[ANSWER]]
     starts, done = ends.copy(), np.zeros(n, bool)
-    image = slice(2, 3 + TOKENS)
+    image = batcher.rows.seen
     # What is not written yet comes later in the row, hence is invisible: no padding mask is needed.
     segment = torch.zeros(ids.shape, dtype=torch.long)
     mask = understanding_mask(segment, image).to(device)
@@ -104,13 +104,14 @@ def answer(model: ShowO2, batcher: Batcher, latents: Tensor, questions: list[str
 def score(model: ShowO2, batcher: Batcher, autoencoder: Autoencoder, n: int, seed: int = 0) -> dict[str, float]:
     """n test prompts per category and n test questions per kind -> share right, with the two means."""
     table: dict[str, float] = {}
-    prompts = [p for c in benchmark.CATEGORIES for p in benchmark.prompts(c, n, seed)]
+    world = batcher.world
+    prompts = [p for c in benchmark.CATEGORIES for p in benchmark.prompts(c, n, seed, world=world)]
     images = to_uint8(autoencoder.decode(sample(model, batcher, [p.text for p in prompts], seed).cpu()))
-    right = [benchmark.judge(p, found) for p, found in zip(prompts, detect(images.numpy()), strict=True)]
+    right = [benchmark.judge(p, found) for p, found in zip(prompts, detect(images.numpy(), world), strict=True)]
     for i, category in enumerate(benchmark.CATEGORIES):
         table[category] = float(np.mean(right[i * n : (i + 1) * n]))
     table["generation"] = float(np.mean(right))
-    asked = [q for k in benchmark.QUESTION_KINDS for q in benchmark.questions(k, n, seed)]
+    asked = [q for k in benchmark.QUESTION_KINDS for q in benchmark.questions(k, n, seed, world=world)]
     with torch.inference_mode():
         latents = autoencoder.encode(to_tensor(torch.from_numpy(render(q.scene for q in asked)))).to(model.device)
     answers = answer(model, batcher, latents, [q.text for q in asked])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flashu.models.showo2.config import HeadConfig, LLMConfig, ShowO2Config, VisionConfig
 from flashu.models.showo2.model import ShowO2
 
-from ..world import COLOURS, GRID, SHAPES
-from .data import TOKENS, Batch, Batcher
+from ..world import SCENES, World
+from .data import Batch, Batcher
 from .evaluate import hidden_states, velocity
+from .start import start_from
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,14 @@ class Settings:
     seed: int = 0
 
 
-def scenes_config(vocabulary: int) -> ShowO2Config:
+def scenes_config(vocabulary: int, world: World = SCENES) -> ShowO2Config:
     return ShowO2Config(
         llm=LLMConfig(vocabulary, 128, 384, 12, 4, 2, tie_word_embeddings=True, rope_theta=1e4),
-        vision=VisionConfig(64, 128, 2, 4, TOKENS),
+        vision=VisionConfig(64, 128, 2, 4, world.tokens),
         head=HeadConfig(96, 256, 3, 6, 2, 16),
         image_latent_dim=4,
-        image_latent_height=GRID,
-        image_latent_width=GRID,
+        image_latent_height=world.side,
+        image_latent_width=world.side,
         unpatchify="patch",
         understanding_block="training",
     )
@@ -68,35 +70,36 @@ def initialise(model: ShowO2) -> None:
 
 
 class Probes(nn.Module):
-    """Linear readers of the board for the dense auxiliary losses; they are not part of the model."""
+    """Linear readers of the squares for the dense auxiliary losses; they are not part of the model."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, world: World = SCENES) -> None:
         super().__init__()
-        self.sizes = [len(SHAPES) + 1, len(COLOURS) + 1, GRID, GRID]
+        self.side = world.side
+        self.sizes = [len(world.shapes) + 1, len(world.colours) + 1, self.side, self.side]
         self.fused = nn.Linear(width, sum(self.sizes))
         self.noisy = nn.Linear(width, sum(self.sizes))
         self.around = nn.Linear(width, 4)
 
-    def loss(self, tokens: Tensor, cells: Tensor, reader: nn.Linear) -> Tensor:
-        """tokens [B,16,h], cells [B,16,2] -> cross-entropy of shape, colour, row and column.
+    def loss(self, tokens: Tensor, squares: Tensor, reader: nn.Linear) -> Tensor:
+        """tokens [B,N,h], squares [B,N,2] -> cross-entropy of shape, colour, row and column.
 
-        Occupied cells count as much as all cells together: there are few of them, and they are what matters.
+        Occupied squares count as much as all together: there are few of them, and they are what matters.
         """
-        place = torch.arange(TOKENS, device=tokens.device).expand(len(tokens), -1)
-        targets = (cells[..., 0], cells[..., 1], place // GRID, place % GRID)
-        occupied = (cells[..., 0] > 0).flatten().float()
+        place = torch.arange(self.side**2, device=tokens.device).expand(len(tokens), -1)
+        targets = (squares[..., 0], squares[..., 1], place // self.side, place % self.side)
+        occupied = (squares[..., 0] > 0).flatten().float()
         weight = 0.5 / occupied.numel() + 0.5 * occupied / occupied.sum()
         total = torch.zeros((), device=tokens.device)
         for part, target in zip(reader(tokens).float().split(self.sizes, dim=-1), targets, strict=True):
             total = total + (weight * F.cross_entropy(part.flatten(0, 1), target.flatten(), reduction="none")).sum()
         return total / 4
 
-    def neighbours(self, tokens: Tensor, cells: Tensor) -> Tensor:
-        """tokens [B,16,h] -> loss of telling whether any object lies left of, right of, above, below each cell.
+    def neighbours(self, tokens: Tensor, squares: Tensor) -> Tensor:
+        """tokens [B,N,h] -> loss of telling whether any object lies left of, right of, above, below each square.
 
         Relations need this half-way through the decoder; without the hint they were not learnt in 1,400 steps.
         """
-        occupied = (cells[..., 0] > 0).unflatten(1, (GRID, GRID)).float()  # [B,row,column]
+        occupied = (squares[..., 0] > 0).unflatten(1, (self.side, self.side)).float()  # [B,row,column]
         columns, rows = occupied.sum(1), occupied.sum(2)  # objects in each column, in each row
         left, above = columns.cumsum(1) - columns, rows.cumsum(1) - rows
         right, below = columns.sum(1, keepdim=True) - columns - left, rows.sum(1, keepdim=True) - rows - above
@@ -110,13 +113,17 @@ class Probes(nn.Module):
 class Trainer:
     """Model, average, optimisers and step counter: everything a checkpoint holds."""
 
-    def __init__(self, settings: Settings, batcher: Batcher, device: str, compile_layers: bool = True) -> None:
+    def __init__(
+        self, settings: Settings, batcher: Batcher, device: str, compile_layers: bool = True, start: Path | None = None
+    ) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.batcher, self.device, self.step = settings, batcher, device, 0
-        self.model = ShowO2(scenes_config(batcher.tokenizer.get_vocab_size()))
+        self.model = ShowO2(scenes_config(batcher.tokenizer.get_vocab_size(), batcher.world))
         initialise(self.model)
+        if start is not None:
+            start_from(start, self.model, batcher.tokenizer)
         self.model.to(device)
-        self.probes = Probes(self.model.config.llm.hidden_size).to(device)
+        self.probes = Probes(self.model.config.llm.hidden_size, batcher.world).to(device)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and _is_hidden(n)]
         chosen = {id(p) for p in matrices}
@@ -143,14 +150,14 @@ class Trainer:
             mixed = torch.lerp(noise, images.latents, t[:, None, None, None])
             states = hidden_states(model, images, mixed, t)
             flow = F.mse_loss(velocity(model, states.hidden, states.e_t, images).float(), images.latents - noise)
-            board = self.probes.loss(states.hidden[:, images.image][:, 1:], images.cells, self.probes.noisy)
-            around = self.probes.neighbours(states.middle[:, images.image][:, 1:], images.cells)
+            board = self.probes.loss(states.hidden[:, images.image][:, 1:], images.squares, self.probes.noisy)
+            around = self.probes.neighbours(states.middle[:, images.image][:, 1:], images.squares)
 
             clean = torch.ones(s.understanding, device=self.device)
             states = hidden_states(model, asked, asked.latents, clean)
             told = asked.targets != -100
             answer = F.cross_entropy(model.logits(states.hidden[told]).float(), asked.targets[told])
-            seen = self.probes.loss(states.fused, asked.cells, self.probes.fused)
+            seen = self.probes.loss(states.fused, asked.squares, self.probes.fused)
         loss = flow + s.answer_weight * answer + s.auxiliary_weight * (board + around + seen)
         loss.backward()
         nn.utils.clip_grad_norm_([p for g in self.optimizers[1].param_groups for p in g["params"]], 1.0)
@@ -201,5 +208,5 @@ def _is_hidden(name: str) -> bool:
 
 
 def _to(batch: Batch, device: str) -> Batch:
-    moved = {k: getattr(batch, k).to(device) for k in ("ids", "pos", "mask", "latents", "cells", "targets")}
+    moved = {k: getattr(batch, k).to(device) for k in ("ids", "pos", "mask", "latents", "squares", "targets")}
     return replace(batch, **moved)

@@ -1,0 +1,214 @@
+"""The larger world with free placement: its pictures, words and judges; the small world is what it was."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashu.bench.quality import dpg, und
+from flashu.bench.quality.geneval import COLUMNS, GenEval
+from flashu.scenes import benchmark, captions, questions, split, tokenizer
+from flashu.scenes.detector import UNKNOWN, agrees, detect
+from flashu.scenes.sampler import FAMILIES, held_scene, training_scene
+from flashu.scenes.world import HARD, MARGIN, RELATIONS, SCENES, Object, Scene, holds, place, render, world_of
+
+RNG = np.random.default_rng(0)
+KINDS = st.lists(st.sampled_from(HARD.kinds), min_size=1, max_size=HARD.most)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module")
+def words():
+    return tokenizer.build(HARD)
+
+
+def held(n: int, seed: int = 0) -> list[Scene]:
+    rng = np.random.default_rng(seed)
+    return [held_scene(rng, HARD) for _ in range(n)]
+
+
+def picture(prompt: benchmark.Prompt) -> Scene:
+    """A scene that shows what a prompt asks for."""
+    fact = prompt.fact
+    kinds = {
+        "single": lambda: [("red", fact[0])],
+        "colours": lambda: [fact],
+        "counting": lambda: [fact[0]] * fact[1],
+        "position": lambda: [fact[0], fact[2]],
+    }.get(prompt.category, lambda: list(fact))()
+    while True:
+        scene = place(kinds, RNG, world=HARD)
+        at = {o.kind: o.centre for o in scene.objects}
+        if prompt.category != "position" or holds(fact[1], at[fact[0]], at[fact[2]], MARGIN):
+            return scene
+
+
+# -- placement -----------------------------------------------------------------------------------------------------
+@given(KINDS, SEEDS, st.booleans())
+def test_objects_lie_apart_and_inside_the_frame(kinds, seed, aligned):
+    scene = place(kinds[: 3 if aligned else None], np.random.default_rng(seed), aligned, HARD)
+    centres = np.array([o.centre for o in scene.objects])
+    reach = HARD.radius + 0.5  # an edge is a pixel wide
+    assert (centres >= reach).all()
+    assert (centres <= HARD.size - reach).all()
+    for a, b in combinations(centres, 2):
+        assert np.abs(a - b).max() >= 2 * reach
+    assert len({o.cell for o in scene.objects}) == len(scene.objects)  # no two answer to one name
+    assert list(scene.objects) == sorted(scene.objects)
+    if aligned:
+        assert np.ptp(centres, axis=0).min() <= 2
+
+
+@given(KINDS, SEEDS)
+def test_an_object_is_named_by_the_square_its_centre_lies_in(kinds, seed):
+    for o in place(kinds, np.random.default_rng(seed), world=HARD).objects:
+        x, y = o.centre
+        assert o.cell == "12345678"[int(y // 16)] + "abcdefgh"[int(x // 16)]
+
+
+@given(SEEDS)
+def test_relations_hold_by_the_margin_and_are_denied_only_when_false(seed):
+    rng = np.random.default_rng(seed)
+    scene = training_scene("pair", rng, HARD)
+    for a, relation, b in captions.relations(scene):
+        along = 0 if relation in ("left of", "right of") else 1
+        gap = (b.centre[along] - a.centre[along]) * (1 if relation in ("left of", "above") else -1)
+        assert gap > 8
+    asked = questions.ask("position", scene, "no", rng)
+    if asked is not None:
+        a, b = (next(o for o in scene.objects if o.cell == cell) for cell in asked.answer.split()[:2])
+        relation = next(r for r in RELATIONS if r in asked.text)
+        assert not holds(relation, a.centre, b.centre, 0)
+
+
+# -- the detector --------------------------------------------------------------------------------------------------
+def test_the_detector_reads_every_held_out_render():
+    scenes = held(300)
+    for found, scene in zip(detect(render(scenes), HARD), scenes, strict=True):
+        assert agrees(found, scene)
+        for real in scene.objects:  # the order may differ where a centre lies on a square's border
+            assert min(np.abs(np.subtract(seen.centre, real.centre)).max() for seen in found) < 0.5
+
+
+@pytest.mark.parametrize("kind", HARD.kinds, ids=" ".join)
+def test_every_kind_is_told_apart_at_the_frame_and_anywhere(kind):
+    corner = Object(0, 7, kind[1], kind[0], -1.0 + 0.3, 1.0)
+    scenes = [Scene((corner,), HARD), place([kind], RNG, world=HARD)]
+    assert all(agrees(f, s) for f, s in zip(detect(render(scenes), HARD), scenes, strict=True))
+
+
+def test_nothing_and_a_smear_and_things_that_touch():
+    blank = render([Scene((), HARD)])
+    assert detect(blank, HARD) == [[]]
+    smear = blank.copy()
+    smear[0, 20:34, 50:64] = RNG.integers(0, 255, (14, 14, 3))
+    assert [o.kind for o in detect(smear, HARD)[0]] == [(UNKNOWN, UNKNOWN)]
+    touching = render([Scene((Object(3, 3, "square", "red"),), HARD)])
+    touching[0, 49:63, 62:76] = (36, 84, 214)
+    assert ("red", "square") not in [o.kind for o in detect(touching, HARD)[0]]
+    with pytest.raises(ValueError, match="128x128"):
+        detect(render([Scene(())]), HARD)
+
+
+def test_worlds_are_known_by_the_size_of_their_pictures():
+    assert (world_of(64, 64), world_of(128, 128), world_of(64, 128), world_of(432, 432)) == (SCENES, HARD, None, None)
+
+
+# -- words ---------------------------------------------------------------------------------------------------------
+def test_captions_and_questions_fit_and_are_known(words):
+    rng = np.random.default_rng(1)
+    for family in np.resize(FAMILIES, 600):
+        scene = training_scene(family, rng, HARD)
+        assert not split.is_test_scene(scene)
+        tokens = words.encode(captions.training_caption(family, scene, rng)).tokens
+        assert tokenizer.UNK not in tokens
+        assert len(tokens) <= captions.longest(HARD)
+    for kind in questions.QUESTION_KINDS:
+        asked = benchmark.questions(kind, 42, 0, world=HARD)
+        assert benchmark.blind_prior(asked) <= 1 / len(questions.verdicts(kind, HARD)) + 0.01
+        for q in asked:
+            assert split.is_test_scene(q.scene)
+            row = words.encode(f"{q.text} <answer> {q.answer} <eos>").tokens
+            assert tokenizer.UNK not in row
+            assert len(row) <= questions.longest(HARD)
+    describe = words.encode(" ".join(questions.describe(held(1)[0]))).tokens
+    assert tokenizer.UNK not in describe
+
+
+def test_the_new_words_have_their_synonyms(words):
+    assert words.encode("5 diamonds and a doughnut").tokens == ["five", "diamond", "and", "a", "ring"]
+    assert tokenizer.build().encode("5 diamonds").tokens == [tokenizer.UNK] * 2  # the small world has none
+
+
+# -- the judges ----------------------------------------------------------------------------------------------------
+def test_perfect_pictures_score_one_and_blank_ones_nothing():
+    suite = GenEval.make(prompts=8, images=1, world=HARD)
+    perfect = suite.sheet(detect(render([picture(p) for p in suite.prompts]), HARD))
+    assert list(perfect.scores()) == [*COLUMNS.values(), "Overall"]
+    assert {s.value for s in perfect.scores().values()} == {1.0}
+    blank = suite.sheet(detect(render([Scene((), HARD)] * len(suite.texts)), HARD))
+    assert {s.value for s in blank.scores().values()} == {0.0}
+
+
+def test_swapped_colours_fail_attribution_alone():
+    suite = GenEval.make(prompts=8, images=1, world=HARD)
+    scenes = []
+    for prompt in suite.prompts:
+        scene = picture(prompt)
+        if prompt.category == "attribution":
+            a, b = scene.objects
+            scene = Scene((replace(a, colour=b.colour), replace(b, colour=a.colour)), HARD)
+        scenes.append(scene)
+    scores = suite.sheet(detect(render(scenes), HARD)).scores()
+    assert {name for name, score in scores.items() if score.value < 1} == {COLUMNS["attribution"], "Overall"}
+    assert scores[COLUMNS["attribution"]].value == 0
+
+
+def test_dense_prompts_and_question_suites_of_true_pictures():
+    for scene in held(60, seed=3):
+        if len(scene.objects) > 2:
+            prompt = dpg.dense(scene, RNG)
+            assert all(ok for _, ok in dpg.facts(prompt, detect(render([scene]), HARD)[0]))
+    suite = und.Und.make(12, seed=1, world=HARD)
+    said = [f"so {a.truth}" for a in suite.asked] + ["so nothing"] * len(suite.blind)
+    assert suite.sheet(said).overall.value == 1
+    assert all(a.shown.scene is None or a.shown.scene.world is HARD for a in suite.asked)
+
+
+# -- the small world -----------------------------------------------------------------------------------------------
+def digest(thing: object) -> str:
+    return hashlib.sha256(thing if isinstance(thing, bytes) else repr(thing).encode()).hexdigest()[:16]
+
+
+def test_the_small_world_is_bit_for_bit_what_it_was():
+    """Digests taken before there was a second world."""
+    rng = np.random.default_rng(5)
+    scenes = [training_scene(f, rng) for f in np.resize(FAMILIES, 200)] + [held_scene(rng) for _ in range(200)]
+    pixels = render(scenes)
+    assert digest([[(o.row, o.column, o.shape, o.colour, o.dx, o.dy) for o in s.objects] for s in scenes]) == SMALL[0]
+    assert digest(pixels.tobytes()) == SMALL[1]
+    assert digest([[(d.shape, d.colour, d.row, d.column, d.centre) for d in f] for f in detect(pixels)]) == SMALL[2]
+    rng = np.random.default_rng(6)
+    told = [captions.training_caption(f, s, rng) for f, s in zip(np.resize(FAMILIES, 200), scenes, strict=False)]
+    assert digest(told) == SMALL[3]
+    sides = [(c, s) for c in benchmark.CATEGORIES for s in ("train", "test")]
+    drawn = [(p.text, p.category, p.fact) for c, s in sides for p in benchmark.prompts(c, 150, 3, s)]
+    assert digest(drawn) == SMALL[4]
+    sides = [(k, s) for k in benchmark.QUESTION_KINDS for s in ("train", "test")]
+    asked = [(q.text, q.answer, q.verdict) for k, s in sides for q in benchmark.questions(k, 40, 3, s)]
+    assert digest(asked) == SMALL[5]
+    assert digest(tokenizer.build().to_str()) == SMALL[6]
+    assert digest([(a.shown.text, a.truth, a.suite, a.group) for a in und.make(60, 4)]) == SMALL[7]
+    assert digest([(d.text, d.groups, d.relation) for d in dpg.prompts(60, 4)]) == SMALL[8]
+
+
+SMALL = (
+    "a4b79f821a594b53", "cdc3422deb02816f", "ba981cdb2abf085d", "4416a954ab08ce52", "8ee0531235650c32",
+    "890dc1baabd48db9", "0c95527445673560", "e6b1e8c5d9c32cb4", "cd2f1a6bddac1edf",
+)  # fmt: skip
