@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flashu.calibrate.calibration import Calibration
     from flashu.chat import ChatModel, ChatProcessor
     from flashu.engine import Answer, Engine, Generation
+    from flashu.models.showo2.video import Video
     from flashu.patch import apply_flashu_patch, remove_flashu_patch
     from flashu.pipeline import Pipeline, PipelineOutput
     from flashu.showo2 import ShowO2, adopt
@@ -40,6 +41,7 @@ _LATER = {
     "Pipeline": "pipeline",
     "PipelineOutput": "pipeline",
     "ShowO2": "showo2",
+    "Video": "models.showo2.video",
     "adopt": "showo2",
     "apply_flashu_patch": "patch",
     "remove_flashu_patch": "patch",
@@ -97,6 +99,7 @@ __all__ = [
     "RecipeError",
     "ShowO2",
     "UnderstandingConfig",
+    "Video",
     "adopt",
     "apply_flashu_patch",
     "load",

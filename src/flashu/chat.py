@@ -21,9 +21,10 @@ from flashu.errors import FlashUError, ImageError, PromptError
 from flashu.loops.decode import decode
 from flashu.models.registry import resolve
 from flashu.models.showo2.load import load_processor
-from flashu.models.showo2.processor import Picture, Processor
+from flashu.models.showo2.processor import Processor
+from flashu.models.showo2.video import Video
 from flashu.pipeline import Pipeline
-from flashu.requests import Shown, encoded, positive, question_rows
+from flashu.requests import Shown, Visual, encoded, in_shots, pixels_of, positive, question_rows
 from flashu.run import Run
 from flashu.runtime.memory import enough_memory
 from flashu.runtime.sampling import chooser, drawn_seed
@@ -31,7 +32,8 @@ from flashu.runtime.tokens import Tokens
 
 
 class ChatInputs(dict[str, Tensor]):
-    """What a `ChatProcessor` returns: ``input_ids`` and ``attention_mask`` [B, S], ``pixel_values`` [N, 3, H, W]."""
+    """What a `ChatProcessor` returns: ``input_ids`` and ``attention_mask`` [B, S], ``pixel_values`` [N, 3, H, W], and
+    with videos ``frames``: of each placeholder in order, the number of pictures it stands for, 0 for an image."""
 
     def to(self, *args: Any, **kwargs: Any) -> ChatInputs:
         """The same tensors elsewhere."""
@@ -51,15 +53,15 @@ class ChatProcessor:
 
     def __call__(
         self,
-        images: Picture | Sequence[Shown] | None = None,
+        images: Visual | Sequence[Shown] | None = None,
         text: str | Sequence[str] | None = None,
         return_tensors: str = "pt",
     ) -> ChatInputs:
         """Tensors of questions about images, or of messages if there are no ``images``.
 
-        For one text, ``images`` is a picture or a list of those it is about; for a list of texts, a list with a picture
-        or a list of pictures for each. The chat template is put around each text; one placeholder in ``input_ids``
-        stands for each image. Rows are padded on the left.
+        For one text, ``images`` is a picture, a `Video` or a list of those it is about; for a list of texts, a list
+        with one or a list of them for each. The chat template is put around each text; one placeholder in
+        ``input_ids`` stands for each image or video. Rows are padded on the left.
         """
         if return_tensors != "pt":
             raise FlashUError(f'there are only PyTorch tensors here: return_tensors="pt", not {return_tensors!r}')
@@ -74,7 +76,10 @@ class ChatProcessor:
             groups = _groups(images, text)
             parts = [words.question_parts(q, len(group)) for q, group in zip(texts, groups, strict=True)]
             rows = [_joined(row, words.ids.img_pad) for row in parts]
-            inputs["pixel_values"] = torch.cat([self.processor.pixels(image) for group in groups for image in group])
+            every = [seen for group in groups for seen in group]
+            inputs["pixel_values"] = torch.cat([p for seen in every for p in pixels_of(self.processor, seen)])
+            if any(isinstance(seen, Video) for seen in every):
+                inputs["frames"] = torch.tensor([len(seen) if isinstance(seen, Video) else 0 for seen in every])
         longest = max(map(len, rows))
         inputs["input_ids"] = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
         inputs["attention_mask"] = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -108,6 +113,7 @@ class ChatModel:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        frames: Tensor | None = None,
         *,
         max_new_tokens: int | None = None,
         do_sample: bool = False,
@@ -132,18 +138,22 @@ class ChatModel:
         engine.prepare("understanding")
         run = Run(engine.fitted.runner(engine.model), engine.recipe, "understanding", budget)
         with enough_memory(f"answer {len(rows)} rows at once", "ask fewer at a time, or use bf16 weights"):
-            x, tokens = self._embedded(parts, pixel_values)
+            x, tokens = self._embedded(parts, pixel_values, frames)
             columns = list(decode(run, x, tokens, pick, text.ids.eos))
         new = [[text.ids.eos if token is None else token for token in column] for column in columns]
         answers = torch.tensor(new, dtype=torch.long).reshape(len(columns), len(rows)).T
         return torch.cat((input_ids.cpu(), answers), dim=1).to(input_ids.device)
 
-    def _embedded(self, parts: list[list[list[int]]], pixels: Tensor | None) -> tuple[Tensor, Tokens]:
+    def _embedded(
+        self, parts: list[list[list[int]]], pixels: Tensor | None, frames: Tensor | None
+    ) -> tuple[Tensor, Tokens]:
         model, processor = self.engine.model, self.engine.processor
         counts = [len(texts) - 1 for texts in parts]
-        if sum(counts) != (0 if pixels is None else len(pixels)):
+        given = 0 if pixels is None else len(pixels)
+        shots = [0] * given if frames is None else [int(count) for count in frames]
+        if sum(counts) != len(shots) or sum(max(count, 1) for count in shots) != given:
             raise ImageError(
-                f"the rows have places for {sum(counts)} images: pass the processor's pixel_values with them"
+                f"the rows have places for {sum(counts)} images: pass the processor's pixel_values and frames with them"
             )
         if pixels is None:
             rows = [torch.tensor(row) for [row] in parts]
@@ -153,12 +163,13 @@ class ChatModel:
             raise FlashUError("this model was loaded without an autoencoder, so it cannot see images")
         if 0 in counts:
             raise ImageError("questions and messages without an image do not go together: ask them apart")
-        places = iter(range(len(pixels)))
+        places = iter(range(len(shots)))
         shown = [[next(places) for _ in range(count)] for count in counts]
-        return question_rows(model, encoded(model, processor, list(pixels.split(1))), parts, shown)
+        latents = in_shots(encoded(model, processor, list(pixels.split(1))), shots)
+        return question_rows(model, latents, parts, shown)
 
 
-def _groups(images: Any, text: str | Sequence[str]) -> list[list[Picture]]:
+def _groups(images: Any, text: str | Sequence[str]) -> list[list[Visual]]:
     """The pictures of each text."""
     shown = [images] if isinstance(text, str) else images
     if not isinstance(shown, list | tuple) or len(shown) != (1 if isinstance(text, str) else len(text)):

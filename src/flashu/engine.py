@@ -23,7 +23,7 @@ from flashu.models.showo2.processor import Picture, Processor
 from flashu.plan import Task
 from flashu.plan_table import PlanTable
 from flashu.recipe import FlashUConfig, Recipe, load_recipe
-from flashu.requests import Shown, positive
+from flashu.requests import Shown, Visual, positive
 from flashu.run import Record, Run
 from flashu.runtime.memory import enough_memory
 from flashu.runtime.rooms import Rooms
@@ -177,14 +177,15 @@ class Engine:
 
     # -- seeing ------------------------------------------------------------------------------------------------
     @overload
-    def answer(self, images: Picture | Sequence[Shown], questions: str, **settings: Any) -> Answer: ...
+    def answer(self, images: Visual | Sequence[Shown], questions: str, **settings: Any) -> Answer: ...
     @overload
-    def answer(self, images: Picture | Sequence[Shown], questions: Sequence[str], **settings: Any) -> list[Answer]: ...
+    def answer(self, images: Visual | Sequence[Shown], questions: Sequence[str], **settings: Any) -> list[Answer]: ...
     def answer(self, images: Any, questions: Any, **settings: Any) -> Any:
-        """Answer a question about an image; a list of questions gives a list of answers, computed as one batch.
+        """Answer a question about an image or a `Video`; a list of questions gives a list of answers, computed as one
+        batch.
 
-        With one image, all questions are about it; else ``images`` is a list with, per question, an image or a list of
-        several. Settings:
+        With one image or video, all questions are about it; else ``images`` is a list with, per question, one or a
+        list of several. Settings:
         ``max_new_tokens`` (default: the checkpoint's), ``temperature`` 0 (greedy), ``top_k`` and ``top_p`` None (off),
         ``seed`` 0 (row i samples with seed + i). Raises a `FlashUError` before anything is computed.
         """
@@ -205,7 +206,7 @@ class Engine:
         answers = self._answers(*self._talking(said, **settings), len(said))
         return answers[0] if isinstance(messages, str) else answers
 
-    def stream(self, image: Picture, question: str, **settings: Any) -> Iterator[str]:
+    def stream(self, image: Shown, question: str, **settings: Any) -> Iterator[str]:
         """The pieces of one answer's text as they are decoded; settings as in `answer`."""
         _, columns = self._asking([image], [question], **settings)
         ids: list[int] = []

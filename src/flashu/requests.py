@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -14,6 +14,7 @@ from flashu.loops.canvas import IMAGE_BLOCK, Canvas
 from flashu.loops.decode import decode
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Picture, Processor
+from flashu.models.showo2.video import Video
 from flashu.recipe import Recipe
 from flashu.run import Run
 from flashu.runtime.runner import Runner
@@ -21,8 +22,11 @@ from flashu.runtime.tokens import Tokens
 
 Parts = Sequence[list[int]]
 """A question's token ids before, between and after its images: one list more than there are images."""
-Shown: TypeAlias = "Picture | list[Picture] | tuple[Picture, ...]"
-"""What a question is about: one picture, or several (a list or tuple)."""
+Visual: TypeAlias = "Picture | Video"
+"""What takes one place in a question."""
+Shown: TypeAlias = "Visual | list[Visual] | tuple[Visual, ...]"
+"""What a question is about: one picture or video, or several (a list or tuple)."""
+AT_ONCE = 8  # pictures the autoencoder encodes at a time
 
 
 def latent_size(model: ShowO2, processor: Processor, height: int, width: int) -> tuple[int, int]:
@@ -73,18 +77,20 @@ def asking(
     max_new_tokens: int | None,
     choose: Callable[[Tensor], Tensor],
 ) -> tuple[Run, Iterator[list[int | None]]]:
-    """A run that answers one question per image or group of images, and the stream of its tokens (see
+    """A run that answers one question per image, video or group of them, and the stream of its tokens (see
     `loops.decode`)."""
     assert isinstance(runner.model, ShowO2)
     check_questions(processor, images, questions)
     groups = [list(shown) if isinstance(shown, list | tuple) else [shown] for shown in images]
     parts = [processor.text.question_parts(q, len(group)) for q, group in zip(questions, groups, strict=True)]
-    distinct = {id(image): processor.pixels(image) for group in groups for image in group}
+    distinct = {id(seen): seen for group in groups for seen in group}
+    pixels = [pixels_of(processor, seen) for seen in distinct.values()]
     budget = processor.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
     run = Run(runner, recipe, "understanding", positive("max_new_tokens", budget))
-    latents = encoded(runner.model, processor, list(distinct.values()))
+    frames = encoded(runner.model, processor, [frame for seen in pixels for frame in seen])
+    latents = in_shots(frames, [len(seen) if isinstance(seen, Video) else 0 for seen in distinct.values()])
     place = {key: n for n, key in enumerate(distinct)}
-    x, tokens = question_rows(runner.model, latents, parts, [[place[id(image)] for image in group] for group in groups])
+    x, tokens = question_rows(runner.model, latents, parts, [[place[id(seen)] for seen in group] for group in groups])
     return run, decode(run, x, tokens, choose, processor.text.ids.eos)
 
 
@@ -116,46 +122,88 @@ def check_questions(processor: Processor, images: Sequence[Shown], questions: Se
         raise FlashUError("this model was loaded without an autoencoder, so it cannot see images")
 
 
+def pixels_of(processor: Processor, seen: Visual) -> list[Tensor]:
+    """Pixels [1, 3, H, W] of a picture, or of each frame of a video."""
+    if not isinstance(seen, Video):
+        return [processor.pixels(seen)]
+    distinct = {id(frame): frame for frame in seen.frames}
+    pixels = {key: processor.pixels(frame, whole=True) for key, frame in distinct.items()}
+    return [pixels[id(frame)] for frame in seen.frames]
+
+
 @torch.inference_mode()
 def encoded(model: ShowO2, processor: Processor, pixels: list[Tensor]) -> Tensor:
     """Clean latents [U, c, h, w] of pictures [1, 3, H, W]."""
     assert processor.vae is not None
-    return processor.vae.encode(torch.cat(pixels).to(model.device))
+    parts = torch.cat(pixels).to(model.device).split(AT_ONCE)
+    return torch.cat([processor.vae.encode(part) for part in parts])
+
+
+def in_shots(latents: Tensor, frames: Sequence[int]) -> list[Tensor]:
+    """Latents [U, c, h, w] as those of images [c, h, w], where ``frames`` says 0, and of videos of that many frames
+    [T, c, h, w]."""
+    parts = latents.split([max(count, 1) for count in frames])
+    return [part if count else part[0] for part, count in zip(parts, frames, strict=True)]
+
+
+@torch.inference_mode()
+def blocks(model: ShowO2, latents: Iterable[Tensor]) -> list[Tensor]:
+    """Images [c, h, w] and videos [T, c, h, w] as clean data (t = 1): each a time token and its visual tokens
+    [1 + n, h]."""
+    _, time_token = model.embed_time(torch.ones(1, device=model.device))
+    given = list(latents)
+    stills = [shot for shot in given if shot.ndim == 3]
+    images = iter(model.embed_latent(torch.stack(stills).to(model.device)) if stills else ())
+    seen = (next(images) if shot.ndim == 3 else model.embed_frames(shot.to(model.device)) for shot in given)
+    return [torch.cat((time_token, tokens)) for tokens in seen]
 
 
 @torch.inference_mode()
 def question_rows(
-    model: ShowO2, latents: Tensor, parts: Sequence[Parts], shown: Sequence[int | Sequence[int]]
+    model: ShowO2, latents: Iterable[Tensor], parts: Sequence[Parts], shown: Sequence[int | Sequence[int]]
 ) -> tuple[Tensor, Tokens]:
     """Rows [before, time, image, (between, time, image,) after], embedded and right-padded [B, S, h]; row r sees the
-    image or images ``shown[r]``.
+    image or images ``shown[r]`` of ``latents``: images [c, h, w], videos [T, c, h, w].
 
-    Each image is embedded once, as clean data (t = 1).
+    A video has one time token, and its frames follow each other without a mark.
     """
-    _, time_token = model.embed_time(torch.ones(1, device=model.device))
-    image = model.embed_latent(latents)
-    block = torch.cat((time_token.expand(len(image), 1, -1), image), dim=1)
-    count = block.shape[1]
+    given = list(latents)
+    embedded = blocks(model, given)
     groups = [[seen] if isinstance(seen, int) else seen for seen in shown]
-    lengths = [sum(map(len, words)) + count * len(seen) for words, seen in zip(parts, groups, strict=True)]
+    lengths = [
+        sum(map(len, words)) + sum(len(embedded[n]) for n in seen) for words, seen in zip(parts, groups, strict=True)
+    ]
     tokens = Tokens.text(lengths)
     in_block, visual = tokens.block.clone(), tokens.visual.clone()
-    x = torch.zeros(*tokens.shape, block.shape[-1], dtype=block.dtype, device=block.device)
-    # The released script starts the block one token late: the time token is causal and eoi is inside.
-    late = int(model.config.understanding_block == "script")
-    for n, (texts, seen) in enumerate(zip(parts, groups, strict=True)):
+    x = torch.zeros(*tokens.shape, embedded[0].shape[-1], dtype=embedded[0].dtype, device=embedded[0].device)
+    for row, (texts, seen) in enumerate(zip(parts, groups, strict=True)):
         words = model.embed_text(torch.tensor([token for ids in texts for token in ids], device=model.device))
         at = 0
-        for number, (ids, embedded) in enumerate(zip(texts, words.split([len(ids) for ids in texts]), strict=True)):
-            x[n, at : at + len(ids)] = embedded
+        for number, (ids, spoken) in enumerate(zip(texts, words.split([len(ids) for ids in texts]), strict=True)):
+            x[row, at : at + len(ids)] = spoken
             at += len(ids)
             if number == len(seen):
                 break
-            x[n, at : at + count] = block[seen[number]]
-            in_block[n, at + late : at + count + late] = IMAGE_BLOCK + number
-            visual[n, at + 1 : at + count] = True
-            at += count
+            block = embedded[seen[number]]
+            x[row, at : at + len(block)] = block
+            start, stop = both_ways(model, given[seen[number]], len(block))
+            in_block[row, at + start : at + stop] = IMAGE_BLOCK + number
+            visual[row, at + 1 : at + len(block)] = True
+            at += len(block)
     return x, Tokens(tokens.pos, in_block, tokens.valid, visual)
+
+
+def both_ways(model: ShowO2, latents: Tensor, length: int) -> tuple[int, int]:
+    """Which positions of an image or video of ``length`` tokens in a question see each other both ways, counted from
+    its time token.
+
+    The released scripts start one token late, so the time token is causal, and stop after as many tokens as one image
+    and its time token have: with eoi for an image, after some frames for a video (in the text, for a short one).
+    """
+    if model.config.understanding_block == "training":
+        return 0, length
+    rows, columns = (side // model.config.patch_size for side in latents.shape[-2:])
+    return 1, rows * columns + 2
 
 
 def positive(name: str, value: int) -> int:

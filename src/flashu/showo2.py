@@ -21,8 +21,9 @@ from flashu.models.offload import offload as offload_to
 from flashu.models.registry import resolve
 from flashu.models.showo2.load import load_model, load_processor, save_model
 from flashu.models.showo2.model import ShowO2 as Architecture
-from flashu.models.showo2.processor import Picture, Processor
+from flashu.models.showo2.processor import Processor
 from flashu.models.weights import checkpoint_hash
+from flashu.requests import Shown, Visual
 
 
 class ShowO2(Architecture):
@@ -72,13 +73,13 @@ class ShowO2(Architecture):
         return self._engine().generate(prompts, **settings).images
 
     @overload
-    def mmu_generate(self, images: Picture, questions: str, **settings: Any) -> str: ...
+    def mmu_generate(self, images: Visual, questions: str, **settings: Any) -> str: ...
     @overload
     def mmu_generate(
-        self, images: Picture | Sequence[Picture], questions: Sequence[str], **settings: Any
+        self, images: Visual | Sequence[Shown], questions: Sequence[str], **settings: Any
     ) -> list[str]: ...
     def mmu_generate(self, images: Any, questions: Any, **settings: Any) -> Any:
-        """Answers to questions about images; settings as in `Engine.answer`."""
+        """Answers to questions about images or videos; settings as in `Engine.answer`."""
         answers = self._engine().answer(images, questions, **settings)
         return [a.text for a in answers] if isinstance(answers, list) else answers.text
 

@@ -184,6 +184,24 @@ def test_ask(tiny_loaded: flashu.ShowO2, tmp_path: Path) -> None:
     assert plain.stdout.splitlines() == [entry["answer"] for entry in report["answers"]]
 
 
+def test_ask_about_a_video(tiny_loaded: flashu.ShowO2, tmp_path: Path) -> None:
+    """A folder of frames and the same frames as one animated image."""
+    first, *rest = (Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue"))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest)
+    (tmp_path / "frames").mkdir()
+    for n, frame in enumerate((first, *rest)):
+        frame.save(tmp_path / "frames" / f"{n}.png")
+    said = []
+    for name in ("a.gif", "frames"):
+        words = ["ask", str(tmp_path / name), "w1 w2", "--frames", "4", "--max-new-tokens", "3"]
+        result = runner.invoke(app, words)
+        assert result.exit_code == 0, result.output
+        said.append(result.stdout)
+    assert said[0] == said[1]
+    (tmp_path / "empty").mkdir()
+    assert "no image in this folder" in failed("ask", str(tmp_path / "empty"), "w1", code=1)
+
+
 def test_calibrate_writes_a_file_that_generate_reads(tiny_loaded: flashu.ShowO2, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     (tmp_path / "samples.jsonl").write_text('{"image": "a.png", "question": "w1 w2"}\n')

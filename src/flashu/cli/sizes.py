@@ -20,6 +20,8 @@ OFFICIAL = {
     "showlab/show-o2-1.5B": (SMALL, 27),
     "showlab/show-o2-1.5B-HQ": (SMALL, 32),
     "showlab/show-o2-7B": (LARGE, 27),
+    "showlab/show-o2-1.5B-w-video-und": (SMALL, 27),
+    "showlab/show-o2-7B-w-video-und": (LARGE, 27),
 }
 
 

@@ -40,6 +40,8 @@ ENTRIES = (
     Entry("showlab/show-o2-1.5B", "showlab/show-o2-1.5B", "Show-o2 on Qwen2.5-1.5B, 432 px; 2.8 B parameters in all"),
     Entry("showlab/show-o2-1.5B-HQ", "showlab/show-o2-1.5B-HQ", "the same for 512 and 1024 px"),
     Entry("showlab/show-o2-7B", "showlab/show-o2-7B", "Show-o2 on Qwen2.5-7B, 432 px; 8.9 B parameters in all"),
+    Entry("showlab/show-o2-1.5B-w-video-und", "showlab/show-o2-1.5B-w-video-und", "the 1.5B that has seen videos too"),
+    Entry("showlab/show-o2-7B-w-video-und", "showlab/show-o2-7B-w-video-und", "the 7B that has seen videos too"),
 )
 
 

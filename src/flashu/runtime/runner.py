@@ -105,7 +105,7 @@ class Runner:
             for route in plan.routes:
                 if route.layer == i and (index := dropped(inner(tokens, caches[-1], x, tapped), route)) is not None:
                     tokens = tokens.gather(index.cpu())
-                    x = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+                    x = x.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
                     view = self.view(tokens, looked_at)
             if past is not None and past.tokens[i] is not looked_at:
                 looked_at = past.tokens[i]

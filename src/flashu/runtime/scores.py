@@ -87,17 +87,17 @@ def probabilities(query: Tensor, key: Tensor, tokens: Tokens) -> Tensor:
 
 
 def dropped(inner: Inner, route: Route) -> Tensor | None:
-    """Indices [B, K] of the tokens that stay, in order; None when nothing is dropped."""
+    """Indices [B, K] of the tokens that stay, in order; None when nothing is dropped. A row loses its share of its own
+    visual tokens, all images and frames together; -1 fills up the rows that lose more than others."""
     tokens = inner.tokens
-    counts = tokens.visual.sum(1)
-    drop = int(int(counts.max()) * route.ratio)
-    if drop == 0:
+    drops = [int(count * route.ratio) for count in tokens.visual.sum(1).tolist()]
+    if not any(drops):
         return None
-    if int(counts.min()) != int(counts.max()):
-        raise ValueError("token pruning needs the same number of visual tokens in every row of a batch")
     score = SCORES[route.score](inner, route.seed)
     score = score if route.side == "largest" else -score
     score = score.masked_fill(~tokens.visual.to(score.device), -torch.inf)
-    gone = torch.zeros_like(score, dtype=torch.bool).scatter_(1, score.topk(drop, dim=1).indices, True)
+    rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    gone = rank < torch.tensor(drops, device=rank.device)[:, None]
     order = gone.long().argsort(dim=1, stable=True)
-    return order[:, : tokens.shape[1] - drop]
+    index = order.masked_fill(gone.gather(1, order), -1)
+    return index[:, : tokens.shape[1] - min(drops)]

@@ -49,9 +49,10 @@ class Tokens:
         return Tokens(self.pos[index], self.block[index], self.valid[index], self.visual[index])
 
     def gather(self, index_BK: Tensor) -> Tokens:
-        """The tokens at ``index`` [B, K] of each row."""
-        fields = (self.pos, self.block, self.valid, self.visual)
-        return Tokens(*(f.gather(1, index_BK) for f in fields))
+        """The tokens at ``index`` [B, K] of each row; -1 is padding."""
+        there, at = index_BK >= 0, index_BK.clamp(min=0)
+        pos, block, valid, visual = (f.gather(1, at) for f in (self.pos, self.block, self.valid, self.visual))
+        return Tokens(pos, block, valid & there, visual & there)
 
     def cat(self, other: Tokens) -> Tokens:
         pairs = zip(

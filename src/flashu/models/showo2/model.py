@@ -101,6 +101,14 @@ class ShowO2(nn.Module):
         gen = self.image_embedder_gen(latents)
         return self.fusion_proj(torch.cat((self.und_trans(und), gen), dim=-1))
 
+    def embed_frames(self, latents: Tensor) -> Tensor:
+        """latents [T, c, H, W] of a video's frames -> its tokens [T*n, h]: each frame's, brought to half the rows and
+        columns (bilinear; 27 x 27 to 14 x 14), one frame after another."""
+        rows, columns = (side // self.config.patch_size for side in latents.shape[-2:])
+        grid = self.embed_latent(latents).mT.unflatten(-1, (rows, columns))
+        small = F.interpolate(grid, size=((rows + 1) // 2, (columns + 1) // 2), mode="bilinear", align_corners=False)
+        return small.flatten(2).mT.flatten(0, 1)
+
     def embed_time(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """t [B] -> (time embedding [B, d] for the head, time token [B, h] for the decoder)."""
         e_t = self.time_embed(t_B)

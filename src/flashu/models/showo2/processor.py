@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -62,16 +63,19 @@ class Processor:
     vae: Autoencoder | None
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
 
-    def pixels(self, image: Picture, height: int | None = None, width: int | None = None) -> Tensor:
+    def pixels(
+        self, image: Picture, height: int | None = None, width: int | None = None, whole: bool = False
+    ) -> Tensor:
         """One picture -> [1, 3, H, W] in [-1, 1]; see :func:`pixels`. Sizes default to the checkpoint's."""
-        return pixels(image, height or self.defaults.height, width or self.defaults.width)
+        return pixels(image, height or self.defaults.height, width or self.defaults.width, whole)
 
     def to_pil(self, pixels: Tensor) -> list[Image.Image]:
         return to_pil(pixels)
 
 
-def pixels(image: Picture, height: int, width: int) -> Tensor:
-    """One picture -> [1, 3, height, width] in [-1, 1]: RGB, resized to cover (bicubic), centre-cropped.
+def pixels(image: Picture, height: int, width: int, whole: bool = False) -> Tensor:
+    """One picture -> [1, 3, height, width] in [-1, 1]: RGB, resized to cover (bicubic), centre-cropped; ``whole``:
+    resized to fit, with black around it, as the original shows frames of a video.
 
     A tensor is [3, H, W] or [1, 3, H, W], uint8 or floating in [-1, 1]; an array is uint8 [H, W, 3].
     Floating pixels that already have the size pass through unchanged. Anything unusable raises ``ImageError``.
@@ -89,7 +93,7 @@ def pixels(image: Picture, height: int, width: int) -> Tensor:
         image = _opened(image)
     elif not isinstance(image, Image.Image):
         raise ImageError(f"an image must be a PIL image, a path, a tensor or an array, not {type(image).__name__}")
-    levels = np.array(_cover(_rgb(image), height, width))
+    levels = np.array((_fit if whole else _cover)(_rgb(image), height, width))
     return torch.from_numpy(levels).permute(2, 0, 1)[None].float().div(255).sub(0.5).div(0.5)
 
 
@@ -158,3 +162,15 @@ def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))
+
+
+def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resizes so that the image just fits the size, and centres it on black."""
+    across, down = width / image.width, height / image.height
+    if across < down:
+        size = (width, min(math.ceil(image.height * across), height))
+    else:
+        size = (min(math.ceil(image.width * down), width), height)
+    whole = Image.new("RGB", (width, height))
+    whole.paste(image.resize(size, Image.Resampling.BICUBIC), ((width - size[0]) // 2, (height - size[1]) // 2))
+    return whole
