@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from flashu.cli import options as opt
-from flashu.cli.opened import open_engine
+from flashu.cli.files import write
+from flashu.cli.opened import open_engine, usable
 from flashu.cli.terminal import emit, out, progress
 from flashu.recipe import load_recipe
 
@@ -77,6 +80,46 @@ def dpg(
     sizes = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     opened = (model, preset, dtype, device, calibration)
     _evaluate(DPG.read(prompts), output, opened, seed, sizes, shard, baseline, as_json)
+
+
+@app.command("geneval-score")
+def geneval_score(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What `flashu eval geneval` drew.")],
+    detector: Annotated[
+        str | None, typer.Option(help="Instance segmentation with COCO's classes: hub id or folder (a Mask2Former).")
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP, for colours: hub id or folder (ViT-L/14).")] = None,
+    sure: Annotated[float, typer.Option(min=0, max=1, help="Least score of a detection.")] = 0.3,
+    sure_counting: Annotated[float, typer.Option(min=0, max=1, help="The same in counting prompts.")] = 0.9,
+    device: opt.Device = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Score a GenEval folder with networks of transformers; NOT the official scorer. Writes DIR/flashu-score.json."""
+    from flashu.eval.geneval_rules import Limits
+    from flashu.eval.geneval_score import CLIP, DETECTOR, Colourist, Detector, score
+
+    names = (detector or DETECTOR, clip or CLIP)
+    place = usable(device)
+    detect, colour = Detector(names[0], place), Colourist(names[1], place)
+    with progress() as bars:
+        bar = bars.add_task("images", total=None)
+
+        def on_image(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total)
+
+        found = score(folder, detect, colour, Limits(sure, sure_counting), names=names, on_image=on_image)
+    written = json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    write(folder / "flashu-score.json", lambda part: part.write_text(written, encoding="utf-8"))
+    if as_json:
+        emit({name: value for name, value in found.to_dict().items() if name != "images"})
+        return
+    table = Table("category", "images", "right", "score", "95 %", title=found.scorer)
+    for name, part in found.categories.items():
+        table.add_row(
+            name, str(part.images), str(part.right), f"{part.score:.3f}", f"{part.low:.3f} to {part.high:.3f}"
+        )
+    table.add_row("mean", "", "", f"{found.overall:.3f}", "")
+    out().print(table)
 
 
 @app.command("lmms-task")
