@@ -20,6 +20,7 @@ FLOORS = [
     {"calibrate"},
     {"fitted", "explain"},
     {"engine"},
+    {"original"},
     {"patch", "adopt", "dropin", "analysis", "bench", "eval"},
     {"showo2", "tune"},
     {"pipeline"},

@@ -18,7 +18,7 @@ Probe = Literal["off", "tokens", "last", "normed"]
 Side = Literal["largest", "smallest"]
 Score = Literal["value_norm", "key_norm", "attention", "random", "duplication"]
 """What visual tokens are pruned by; see `runtime.scores`."""
-SOLVERS = ("euler", "adams", "heun")
+SOLVERS = ("euler", "adams", "heun", "unipc")
 """How velocities become latents; see `flow`."""
 FULL = "full"
 """Name of the unpruned FFN."""

@@ -144,6 +144,23 @@ def test_solvers_have_their_order(solver: str, order: int) -> None:
     assert math.log(coarse / fine, 4) == pytest.approx(order, abs=0.25)
 
 
+@pytest.mark.parametrize("forwards", [1, 2, 3, 7, 12])
+def test_unipc_is_diffusers(forwards: int) -> None:
+    """On a curved field, along diffusers' own times."""
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2, solver_type="bh2"
+    )
+    theirs.set_timesteps(forwards)
+    times = 1 - theirs.sigmas.double()
+    ours = flow.UniPC(float(times[0]))
+    x = y = torch.tensor([[[1.0, -0.3, 2.0]]])
+    for k, t in enumerate(theirs.timesteps):
+        x = theirs.step(torch.sin(3 * x) - 2, t, x, return_dict=False)[0]
+        y = ours.advance(y, 2 - torch.sin(3 * y), float(times[k + 1] - times[k]))
+        assert torch.allclose(x, y, atol=1e-4), k
+
+
 def test_heun_evaluates_inner_times_twice() -> None:
     assert set(flow.SOLVERS) == set(SOLVERS)
     for forwards in range(1, 9):
@@ -156,7 +173,7 @@ def test_heun_evaluates_inner_times_twice() -> None:
     assert five == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1])
 
 
-@pytest.mark.parametrize("solver", ["adams", "heun"])
+@pytest.mark.parametrize("solver", ["adams", "heun", "unipc"])
 def test_solvers_draw(tiny_engine: flashu.Engine, solver: str) -> None:
     made = drawn(tiny_engine, solver=solver)
     assert len(made.trace) == STEPS

@@ -17,7 +17,7 @@ from flashu.analysis import pareto, specialization
 from flashu.analysis.components import parts, stopwatch
 from flashu.analysis.contest import Contender, Place, drawing
 from flashu.analysis.items import ITEMS
-from flashu.analysis.lab import Lab, Size, timing
+from flashu.analysis.lab import Lab, Pace, Size, timing
 from flashu.analysis.report import report
 from flashu.analysis.result import Result, loss_within, scored
 from flashu.analysis.similarity import Alike
@@ -176,7 +176,8 @@ def test_vanilla_is_its_own_equal(lab: Lab) -> None:
 
 def place(label: str, speedup: float, value: float) -> Place:
     marks = [Mark(k, float(k < 100 * value)) for k in range(100)]
-    return Place(label, Sheet({"all": marks}, ("all",)), None, None, None, timing([speedup]))
+    pace = Pace(timing([1 / speedup]), timing([1.0]), timing([2.0]))
+    return Place(label, Sheet({"all": marks}, ("all",)), None, None, pace)
 
 
 def test_the_frontier_and_who_is_beaten() -> None:

@@ -82,7 +82,7 @@ class Components(Result):
     """Stacked time per image."""
 
     title: ClassVar[str] = "Figure 11: time by component"
-    size: ClassVar[tuple[float, float]] = (8.0, 2.8)
+    size: ClassVar[tuple[float, float]] = (11.0, 2.8)
 
     def paint(self, figure: Figure) -> None:
         axes = figure.subplots()

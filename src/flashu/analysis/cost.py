@@ -24,7 +24,7 @@ class Cost(Result):
     """Predicted against counted, both tasks."""
 
     title: ClassVar[str] = "Eq. 5 and FLOPs: predicted against counted"
-    size: ClassVar[tuple[float, float]] = (9.0, 4.5)
+    size: ClassVar[tuple[float, float]] = (11.0, 4.5)
 
     def paint(self, figure: Figure) -> None:
         for axes, task in zip(figure.subplots(1, 2), ("generation", "understanding"), strict=True):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import quantiles
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 
 from flashu.bench.machine import conditions
 from flashu.bench.quality import work
@@ -23,7 +22,9 @@ from flashu.bench.quality.und import Und
 from flashu.calibrate import samples
 from flashu.calibrate.calibration import Calibration
 from flashu.engine import Engine
+from flashu.models.showo2.processor import Processor
 from flashu.models.weights import checkpoint_hash
+from flashu.original import NAME, Original
 from flashu.plan import TASKS, Task
 from flashu.recipe import Recipe, exact
 from flashu.scenes.world import World
@@ -32,13 +33,16 @@ COMPARED_IMAGES = 64
 """Images that fidelity is measured on."""
 ANSWERS_PER_IMAGE = 4
 """Answers are short, so more of them are timed."""
+LONG = 64
+"""Tokens of the longer answers that are timed beside the suites' own."""
 
 
 @dataclass(frozen=True)
 class Size:
     """How much is measured. ``prompts`` x ``images`` of each GenEval category, ``dense`` x ``images`` of DPG,
     ``questions`` per suite, ``repeats`` of each timing, ``arms``: seeds of every random arm, ``samples``: prompts and
-    questions that statistics are gathered on, ``points``: settings per sweep."""
+    questions that statistics are gathered on, ``points``: settings per sweep, ``mask_steps``: Euler steps of the
+    drawings that pruning masks are compared on (None: the model's)."""
 
     name: str
     prompts: int
@@ -49,10 +53,11 @@ class Size:
     arms: int
     samples: int
     points: int
+    mask_steps: int | None = None
     batch: int = 48
 
 
-REDUCED = Size("reduced", 16, 1, 64, 120, 5, 3, 12, 4)
+REDUCED = Size("reduced", 16, 1, 64, 96, 5, 3, 12, 3, mask_steps=20)
 FULL = Size("full", 100, 4, 150, 600, 25, 5, 48, 9)
 
 
@@ -77,6 +82,28 @@ class Timing:
         """How many times faster than ``baseline``, each turn against its own: a busy moment slows both."""
         return timing([base / own for base, own in zip(baseline.turns, self.turns, strict=True)])
 
+    def __str__(self) -> str:
+        """As a ratio."""
+        return f"{self.seconds:.2f}x [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a contender takes, and in the same turns the first contender and the original program."""
+
+    own: Timing
+    first: Timing
+    original: Timing
+
+    @property
+    def faster(self) -> Timing:
+        """Times faster than the first contender."""
+        return self.own.speedup(self.first)
+
+    @property
+    def over_original(self) -> Timing:
+        return self.own.speedup(self.original)
+
 
 Suite = GenEval | DPG
 
@@ -92,6 +119,8 @@ class Lab:
     bars: Bars | None = None
     model: str = "scenes"
     seed: int = 0
+    clocked: dict[Any, dict[str, Timing]] = field(default_factory=dict)
+    """Timings already taken."""
 
     # -- engines -----------------------------------------------------------------------------------------------
     @cached_property
@@ -140,11 +169,12 @@ class Lab:
         """Marks of what a recipe draws."""
         return suite.sheet([d.seen for d in self.draw(recipe, suite, steps=steps, calibration=calibration)])
 
-    def ask(self, recipe: Recipe, calibration: Calibration | None = None) -> Sheet:
-        """Marks of what a recipe answers."""
+    def ask(self, recipe: Recipe, calibration: Calibration | None = None, *, blind: bool = False) -> Sheet:
+        """Marks of what a recipe answers; ``blind``: also about an empty board."""
         engine = self.engine_of(recipe, calibration)
-        with self._bar(f"{recipe.name}: answers", len(self.und.shown)) as tick:
-            return self.und.sheet(work.answer(engine, self.und.shown, ledger=self.ledger, tick=tick))
+        shown = self.und.shown if blind else self.und.shown[: len(self.und.asked)]
+        with self._bar(f"{recipe.name}: answers", len(shown)) as tick:
+            return self.und.sheet(work.answer(engine, shown, batch=self.size.batch, ledger=self.ledger, tick=tick))
 
     def fidelity(self, drawn: Sequence[work.Drawn], vanilla: Sequence[work.Drawn]) -> Fidelity | None:
         """Of the first images; None where their latents were too large to keep."""
@@ -157,12 +187,27 @@ class Lab:
         return fidelity(pictures[0], pictures[1], mine, theirs)
 
     # -- time --------------------------------------------------------------------------------------------------
-    def times(self, engines: Mapping[str, tuple[Engine, int | None]], task: Task) -> dict[str, Timing]:
-        """Latency by name of one image (at so many steps, decoded) or one answer; taken in turns after a warm-up, so
-        that a drift of the machine meets all alike."""
-        calls = {name: self._call(engine, task, steps) for name, (engine, steps) in engines.items()}
+    def paces(
+        self, engines: Mapping[str, tuple[Engine, int | None]], task: Task, tokens: int | None = None
+    ) -> list[Pace]:
+        """`times` in order, each beside the first one's and those of the original program."""
+        original = Original(self.engine.model, self.engine.processor)
+        times = self.times({**engines, NAME: (original, None)}, task, tokens)
+        first = times[next(iter(engines))]
+        return [Pace(times[name], first, times[NAME]) for name in engines]
+
+    def times(
+        self, engines: Mapping[str, tuple[Engine, int | None]], task: Task, tokens: int | None = None
+    ) -> dict[str, Timing]:
+        """Latency by name of one image (at so many steps, decoded) or one answer (of exactly ``tokens`` tokens if
+        given); taken in turns after a warm-up, so that a drift of the machine meets all alike. Taken once."""
+        key = (task, tokens, tuple((name, engine.recipe, steps) for name, (engine, steps) in engines.items()))
+        if key in self.clocked:
+            return self.clocked[key]
+        calls = {name: self._call(engine, task, steps, tokens) for name, (engine, steps) in engines.items()}
         took: dict[str, list[float]] = {name: [] for name in calls}
-        turns = self.size.repeats * (ANSWERS_PER_IMAGE if task == "understanding" else 1)
+        short = task == "understanding" and tokens is None
+        turns = self.size.repeats * (ANSWERS_PER_IMAGE if short else 1)
         with self._bar(f"timing {task}", (turns + 1) * len(calls)) as tick:
             for turn in range(turns + 1):
                 for name, call in calls.items():
@@ -173,15 +218,17 @@ class Lab:
                     if turn:
                         took[name].append(time.perf_counter() - began)
                     tick(1)
-        return {name: timing(seconds) for name, seconds in took.items()}
+        self.clocked[key] = {name: timing(seconds) for name, seconds in took.items()}
+        return self.clocked[key]
 
-    def _call(self, engine: Engine, task: Task, steps: int | None) -> Callable[[int], object]:
+    def _call(self, engine: Engine, task: Task, steps: int | None, tokens: int | None) -> Callable[[int], object]:
         if task == "generation":
             texts = self.dpg.texts
             return lambda turn: engine.generate(texts[turn % len(texts)], seed=turn, steps=steps)
         asked = samples.questions(samples.SAMPLES, self.world)
-        pictures: list[tuple[Image.Image, str]] = asked
-        return lambda turn: engine.answer(*pictures[turn % len(pictures)])
+        if tokens is not None:
+            engine = engine.of(engine.model, endless(engine.processor), engine.fitted)
+        return lambda turn: engine.answer(*asked[turn % len(asked)], max_new_tokens=tokens)
 
     # -- around ------------------------------------------------------------------------------------------------
     def about(self, **more: Any) -> dict[str, Any]:
@@ -220,6 +267,11 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         if self.bars is not None:
             self.bars.remove_task(self.task)
+
+
+def endless(processor: Processor) -> Processor:
+    """The processor with no token that ends an answer, for answers of a length that is asked for."""
+    return replace(processor, text=replace(processor.text, ids=replace(processor.text.ids, eos=-1)))
 
 
 def timing(turns: Sequence[float]) -> Timing:

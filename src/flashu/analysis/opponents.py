@@ -22,12 +22,15 @@ from flashu.methods import (
     UnconditionalReuse,
 )
 from flashu.models.protocol import UnifiedModel
-from flashu.recipe import Recipe, exact, fast, paper, quality
+from flashu.recipe import Recipe, exact, fast, paper, quality, shipped
 
 VANILLA = "vanilla"
 FLASHU = ("FlashU", "FlashU fast", "FlashU quality")
-STEPS = (10, 20, 6, 30, 14, 8, 4)
+TUNED = ("balanced", "fast")
+"""Presets the tuner found for a model, the careful one first."""
+STEPS = (10, 20, 4, 30, 14, 6, 8, 40)
 """Euler steps of vanilla runs, the more telling first."""
+SOLVED = {"adams": "Adams", "heun": "Heun", "unipc": "UniPC"}
 AGNOSTIC = "agnostic"
 
 
@@ -36,18 +39,18 @@ def alone(label: str, method: Method) -> Contender:
 
 
 def solved(solver: str, forwards: int) -> Contender:
-    label = f"{solver.capitalize()}, {forwards} forwards"
+    label = f"{SOLVED[solver]}, {forwards} forwards"
     return Contender(label, Recipe((FewerSteps(steps=forwards),), label, solver=solver))
 
 
 def generation(lab: Lab) -> list[Contender]:
     known = agnostic(lab)
-    few = sorted(s for s in STEPS[: lab.size.points + 1] if s < lab.engine.processor.defaults.steps)
+    few = sorted(s for s in STEPS[: 2 * lab.size.points] if s < lab.engine.processor.defaults.steps)
     return [
         Contender(VANILLA, exact()),
         *(Contender(f"{VANILLA}, {s} steps", exact(), steps=s) for s in reversed(few)),
-        *presets(),
-        *(solved("adams", s) for s in (6, 10, 20)),
+        *presets(lab),
+        *(solved(solver, s) for solver in ("adams", "unipc") for s in (6, 10, 20)),
         *(solved("heun", s) for s in (10, 20)),
         *(alone(f"reuse, every {k} (FORA)", HeadCache("generation", k, 0.0)) for k in (2, 3, 5)),
         *(alone(f"Taylor, every {k} (TaylorSeer)", TaylorCache(interval=k)) for k in (3, 5)),
@@ -64,7 +67,7 @@ def generation(lab: Lab) -> list[Contender]:
 def understanding(lab: Lab) -> list[Contender]:
     return [
         Contender(VANILLA, exact()),
-        *presets(),
+        *presets(lab),
         alone("skip layers", LayerSkip("understanding", 0.2, 10, 0.0)),
         *(alone(f"drop {r:.0%}, largest norms", TokenPrune(ratio=r)) for r in (0.5, 0.75)),
         *(alone(f"drop {r:.0%}, smallest norms", TokenPrune(ratio=r, side="smallest")) for r in (0.5, 0.75)),
@@ -76,8 +79,15 @@ def understanding(lab: Lab) -> list[Contender]:
     ]
 
 
-def presets() -> list[Contender]:
-    return [Contender(label, recipe) for label, recipe in zip(FLASHU, (paper(), fast(), quality()), strict=True)]
+def presets(lab: Lab) -> list[Contender]:
+    ours = [Contender(label, recipe) for label, recipe in zip(FLASHU, (paper(), fast(), quality()), strict=True)]
+    return ours + tuned(lab)
+
+
+def tuned(lab: Lab) -> list[Contender]:
+    """The shipped presets that were tuned on this model."""
+    files = {name: shipped(name, lab.model) for name in TUNED}
+    return [Contender(f"tuned {name}", Recipe.from_file(path)) for name, path in files.items() if path is not None]
 
 
 @torch.no_grad()

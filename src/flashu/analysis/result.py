@@ -34,10 +34,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Result:
-    """Base of all results. A subclass sets ``title`` and ``size`` (inches) and paints its figure."""
+    """Base of all results. A subclass sets ``title`` and ``size`` (inches; all equally wide, so that a
+    report's letters are alike) and paints its figure."""
 
     title: ClassVar[str]
-    size: ClassVar[tuple[float, float]] = (8.0, 4.5)
+    size: ClassVar[tuple[float, float]] = (11.0, 4.5)
 
     table: tuple[Row, ...]
     claims: tuple[Claim, ...]
@@ -85,8 +86,8 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
 
 def scored(column: str, score: Score) -> Row:
-    """A score as cells: the value and, in columns of their own, the ends of its interval."""
-    return {column: score.value, f"{column} low": score.low, f"{column} high": score.high}
+    """A score as cells: the value and, in columns of their own, the ends of its interval and the number of items."""
+    return {column: score.value, f"{column} low": score.low, f"{column} high": score.high, f"{column} n": score.n}
 
 
 def compared(difference: Difference | None) -> Row:

@@ -39,7 +39,7 @@ class Sensitivity(Result):
     """Score (line with interval) and speed-up (dashed) over each setting."""
 
     title: ClassVar[str] = "Figures 8 to 10: sensitivity"
-    size: ClassVar[tuple[float, float]] = (12.0, 4.0)
+    size: ClassVar[tuple[float, float]] = (11.0, 4.0)
 
     def paint(self, figure: Figure) -> None:
         for axes, sweep in zip(figure.subplots(1, 3), SWEEPS, strict=True):

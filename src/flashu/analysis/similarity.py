@@ -80,7 +80,7 @@ class Similarity(Result):
     """Generation by step and layer; both tasks by layer and kind of token."""
 
     title: ClassVar[str] = "Figures 2 and 4: layer similarity"
-    size: ClassVar[tuple[float, float]] = (13.0, 4.0)
+    size: ClassVar[tuple[float, float]] = (11.0, 4.0)
 
     def paint(self, figure: Figure) -> None:
         heat, *panels = figure.subplots(1, 3)

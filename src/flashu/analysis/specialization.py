@@ -103,7 +103,7 @@ class Specialization(Result):
     """Scatter of the two errors; scores of every mask over the pruning ratio."""
 
     title: ClassVar[str] = "Figure 1: parameter specialization"
-    size: ClassVar[tuple[float, float]] = (13.0, 4.8)
+    size: ClassVar[tuple[float, float]] = (11.0, 4.8)
 
     generation: Tensor
     understanding: Tensor
@@ -156,6 +156,7 @@ def specialization(lab: Lab) -> Specialization:
         samples=lab.size.samples,
         images=len(lab.dpg.texts),
         questions=len(lab.und.asked),
+        **({} if lab.size.mask_steps is None else {"steps": lab.size.mask_steps}),
         rank_correlation=[spearman(g, u) for g, u in zip(generation, understanding, strict=True)],
     )
     return Specialization(tuple(rows), (first, *verdicts), about, generation, understanding)
@@ -171,12 +172,13 @@ def experiment(lab: Lab, task: Task, known: Calibration) -> tuple[float, list[Ro
         "own by Eq. 1": f"{task} by Eq. 1",
         **{f"random {k}": f"random {k}" for k in range(lab.size.arms)},
     }
-    ratios = sorted(RATIOS[: max(3, lab.size.points // 2)])
-    field = [Contender("vanilla", exact())]
+    ratios = sorted(RATIOS[: max(2, lab.size.points // 2)])
+    steps = lab.size.mask_steps
+    field = [Contender("vanilla", exact(), steps)]
     labels = [(ratio, mask) for ratio in ratios for mask in masks]
     for ratio, mask in labels:
         prune = FFNPrune(task, ratio, 0.0, masks[mask])
-        field.append(Contender(f"{mask} {ratio:g}", Recipe((prune,), f"{mask} {ratio:g}"), calibration=known))
+        field.append(Contender(f"{mask} {ratio:g}", Recipe((prune,), f"{mask} {ratio:g}"), steps, known))
     run = drawing(lab, lab.dpg, field, timed=False) if task == "generation" else answering(lab, field, timed=False)
     rows = [
         {"part": task, "mask": mask, "ratio": ratio} | p.row("Overall")

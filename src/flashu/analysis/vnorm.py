@@ -63,7 +63,7 @@ class VNorm(Result):
     """The correlation by layer; answers under every choice of tokens."""
 
     title: ClassVar[str] = "Figure 5: value norms as a proxy for attention"
-    size: ClassVar[tuple[float, float]] = (13.0, 4.8)
+    size: ClassVar[tuple[float, float]] = (11.0, 4.8)
 
     points: tuple[Tensor, Tensor]
 

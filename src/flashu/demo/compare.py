@@ -16,11 +16,11 @@ from flashu import __version__
 from flashu.bench.quality.work import readable
 from flashu.calibrate import samples
 from flashu.demo import original
-from flashu.demo.original import Original
 from flashu.demo.result import Answered, Drawn, Result, Side
 from flashu.demo.workload import Asking, Drawing, askings, drawings
 from flashu.engine import Answer, Engine, Generation
 from flashu.models.weights import checkpoint_hash
+from flashu.original import NAME, Original
 from flashu.recipe import Recipe
 from flashu.scenes.benchmark import CATEGORIES, QUESTION_KINDS, Question, blind_prior, judge
 from flashu.scenes.detector import detect
@@ -86,7 +86,7 @@ def compare(
         "seconds": time.perf_counter() - began,
         "command": command(done, asked, steps, seed),
     }
-    return Result(sides, original.NAME, about)
+    return Result(sides, NAME, about)
 
 
 def in_time(items: Sequence[Item], round_: int, deadline: float, what: str, bars: Bars | None) -> Iterator[Item]:
@@ -105,7 +105,7 @@ def in_time(items: Sequence[Item], round_: int, deadline: float, what: str, bars
 
 def contestants(engine: Engine) -> list[Engine]:
     """Engines over the same weights: the original program, the exact recipe, FlashU held back and as published."""
-    first = Original(engine.model, engine.processor, Recipe(name=original.NAME))
+    first = Original(engine.model, engine.processor, Recipe(name=NAME))
     return [first, *(engine.with_recipe(recipe) for recipe in (EXACT, CAREFUL, FAST))]
 
 

@@ -178,8 +178,8 @@ class Und:
         return [a.shown for a in self.asked] + [Shown(a.shown.text, None) for a in self.blind]
 
     def sheet(self, said: Sequence[str]) -> Sheet:
-        """Marks from the answers' texts, in the order of `shown`."""
-        if len(said) != len(self.shown):
+        """Marks from the answers' texts, in the order of `shown`; those about an empty board may be left out."""
+        if len(said) not in (len(self.asked), len(self.shown)):
             raise ValueError(f"{len(said)} answers to {len(self.shown)} questions")
         marks: dict[str, list[Mark]] = {c: [] for c in (MME, MME_PLUS, GQA, MMB, COUNT, VISION, BLIND)}
         groups: dict[tuple[str, str], list[bool]] = {}
@@ -191,6 +191,6 @@ class Und:
         for (suite, group), right in groups.items():
             if suite in (MME, MMB):
                 marks[MME_PLUS if suite == MME else MMB].append(Mark(group, float(all(right))))
-        for item, text in zip(self.blind, said[len(self.asked) :], strict=True):
+        for item, text in zip(self.blind, said[len(self.asked) :], strict=False):
             marks[BLIND].append(Mark(item.group, float(read(text) == item.truth)))
-        return Sheet(marks, PARTS)
+        return Sheet({column: found for column, found in marks.items() if found}, PARTS)
