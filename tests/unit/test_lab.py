@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import flashu
-from flashu.analysis import pareto, specialization
+from flashu.analysis import opponents, pareto, specialization
 from flashu.analysis.components import parts, stopwatch
 from flashu.analysis.contest import Contender, Place, drawing
 from flashu.analysis.items import ITEMS
-from flashu.analysis.lab import Lab, Pace, Size, timing
+from flashu.analysis.lab import Lab, Pace, Size, endless, timing
 from flashu.analysis.report import report
 from flashu.analysis.result import Result, loss_within, scored
 from flashu.analysis.similarity import Alike
@@ -25,12 +26,14 @@ from flashu.analysis.workload import watch
 from flashu.bench.quality import work
 from flashu.bench.quality.ledger import Ledger
 from flashu.bench.quality.scores import Difference, Mark, Sheet
+from flashu.calibrate import samples
 from flashu.cli.lab import NAMES, up_to_date
 from flashu.cli.main import app
 from flashu.errors import FlashUError
 from flashu.models.showo2.processor import GenerationDefaults, Processor
 from flashu.models.showo2.text import ChatTemplate, Text
 from flashu.models.weights import checkpoint_hash
+from flashu.original import Original
 from flashu.recipe import exact, paper
 
 SIZE = Size("tiny", prompts=1, images=1, dense=2, questions=6, repeats=1, arms=1, samples=2, points=2, batch=4)
@@ -186,6 +189,51 @@ def test_the_frontier_and_who_is_beaten() -> None:
     assert pareto.beaten_by(field[2], field) == "fast"
     assert pareto.beaten_by(field[0], field) is None
     assert pareto.beaten_by(field[3], field) is None
+
+
+def test_a_pace_is_told_over_both_baselines() -> None:
+    row = place("FlashU", 4, 0.9).row()
+    assert (row["speed-up"], row["over original"], row["all n"]) == (4, 8, 100)
+    assert "speed-up, 64 tokens" not in row
+
+
+def test_answers_of_a_length_that_is_asked_for(lab: Lab) -> None:
+    """However soon a model stops: the timed engines and the original program give exactly so many tokens."""
+    first = lab.engine.processor.text
+    for engine in (lab.engine, Original(lab.engine.model, lab.engine.processor)):
+        given = engine.answer(*samples.questions(1)[0], max_new_tokens=1)
+        stops = replace(first, ids=replace(first.ids, eos=given.tokens[0]))
+        stopping = engine.of(engine.model, replace(engine.processor, text=stops), engine.fitted)
+        assert stopping.answer(*samples.questions(1)[0], max_new_tokens=5).tokens == []
+        longer = engine.of(engine.model, endless(stopping.processor), engine.fitted)
+        assert len(longer.answer(*samples.questions(1)[0], max_new_tokens=5).tokens) == 5
+
+
+def test_timings_are_taken_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pair() -> dict[str, tuple[flashu.Engine, int | None]]:
+        return {name: (lab.engine_of(recipe), 3) for name, recipe in (("vanilla", exact()), ("FlashU", paper()))}
+
+    first = lab.paces(pair(), "generation")
+    assert first[0].faster.turns == (1,)
+    monkeypatch.setattr(flashu.Engine, "generate", None)
+    assert lab.paces(pair(), "generation") == first
+
+
+def test_numbers_along_an_edge_keep_apart() -> None:
+    assert pareto.spread([0.1, 0.5], 0.1) == [0.1, 0.5]
+    found = pareto.spread([0.5, 0.5, 0.52, 0.99, 1.0], 0.05)
+    assert all(b - a > 0.049 for a, b in pairwise(found))
+    assert max(found) <= 1
+
+
+def test_every_opponent_has_its_kind(lab: Lab) -> None:
+    kinds = {c.label: pareto.kind_of(c.label) for c in opponents.generation(lab)}
+    assert set(kinds.values()) == set(pareto.KINDS)
+    assert [kinds[k] for k in ("UniPC, 10 forwards", "reuse, every 2 (FORA)", "FFN pruning, own mask")] == [
+        "better solver",
+        "cache",
+        "pruning",
+    ]
 
 
 def test_claims_are_judged_by_intervals() -> None:

@@ -1,12 +1,17 @@
-"""Statistics against values worked out by hand or taken from the literature."""
+"""Statistics against scipy, values worked out by hand and the literature."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
+import torch
 
+from flashu.bench.quality.scores import Mark, Sheet
 from flashu.bench.stats import bootstrap_difference, geometric_mean, mcnemar, wilson
+from flashu.calibrate.attention import spearman
 
 
 def test_wilson_against_the_textbook() -> None:
@@ -37,6 +42,41 @@ def test_mcnemar_counts_only_the_changed() -> None:
     assert (paired.lost, paired.won, paired.same) == (6, 2, 10)
     assert paired.p == pytest.approx(2 * (1 + 8 + 28) / 256)  # C(8,0) + C(8,1) + C(8,2) of 2^8
     assert mcnemar([True, False], [True, False]).p == 1
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 1), (3, 3), (11, 2), (1, 30), (40, 25)])
+def test_mcnemar_is_scipys_binomial_test(lost: int, won: int) -> None:
+    baseline, other = [True] * lost + [False] * won, [False] * lost + [True] * won
+    assert mcnemar(baseline, other).p == pytest.approx(scipy.stats.binomtest(lost, lost + won).pvalue)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 7), (1, 3), (64, 96), (96, 96)])
+def test_wilson_is_scipys(hits: int, n: int) -> None:
+    rate, theirs = wilson(hits, n), scipy.stats.binomtest(hits, n).proportion_ci(0.95, "wilson")
+    assert (rate.low, rate.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_bootstrap_is_scipys_percentile_one() -> None:
+    rng = np.random.default_rng(0)
+    baseline, other = rng.random(80), rng.random(80) + 0.1
+    mean, low, high = bootstrap_difference(list(baseline), list(other))
+    theirs = scipy.stats.bootstrap((other - baseline,), np.mean, method="percentile", rng=1).confidence_interval
+    assert mean == pytest.approx((other - baseline).mean())
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_paired_scores_agree_with_scipy() -> None:
+    """The difference of two sheets, every item its own cluster; the correlation of ranks."""
+    rng = np.random.default_rng(3)
+    right = [rng.random(120) < p for p in (0.9, 0.75)]
+    vanilla, other = (Sheet({"a": [Mark(k, float(ok)) for k, ok in enumerate(r)]}, ("a",)) for r in right)
+    found = other.against(vanilla)
+    change = right[1].astype(float) - right[0]
+    theirs = scipy.stats.bootstrap((change,), np.mean, method="percentile", rng=1).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert found.p == pytest.approx(scipy.stats.binomtest(found.lost, found.lost + found.won).pvalue)
+    x, y = rng.random(50), rng.random(50)
+    assert spearman(torch.tensor(x), torch.tensor(y)) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
 
 
 def test_mcnemar_needs_pairs() -> None:

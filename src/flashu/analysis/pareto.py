@@ -45,7 +45,7 @@ class Pareto(Result):
         for (axes, names), task in zip(grid, tasks, strict=True):
             rows = sorted((r for r in self.table if r["task"] == task), key=lambda r: r["speed-up"])
             self._panel(axes, rows)
-            axes.set_title(task, loc="left", fontweight="bold")
+            axes.set_title(task, loc="left", fontweight="bold", pad=24)
             names.axis("off")
             names.text(0, 1, self._named(rows), va="top", fontsize=8.5, linespacing=1.5, transform=names.transAxes)
 
@@ -61,9 +61,12 @@ class Pareto(Result):
             axes.plot([], [], "o", color=KINDS[kind], label=kind)
         self._number(axes, rows)
         axes.set_xscale("log")
-        ticks = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-        low, high = axes.get_xlim()
-        shown = [x for x in ticks if low <= x <= high]
+        low, high = map(math.log, axes.get_xlim())
+        shown: list[float] = []
+        for x in (1, 2, 5, 10, 0.5, 3, 0.7, 1.5, 4, 1.2, 7, 0.8, 0.9, 1.1, 1.3):
+            apart = min((abs(math.log(x / other)) for other in shown), default=high - low)
+            if low <= math.log(x) <= high and apart > 0.06 * (high - low):
+                shown.append(x)
         axes.set_xticks(shown, [f"{x:g}x" for x in shown])
         axes.set_xticks([], minor=True)
         axes.set(xlabel="speed-up over the exact recipe, batch 1", ylabel="overall score, 95 % interval")
