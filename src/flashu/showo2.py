@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -16,7 +17,7 @@ from flashu.calibrate.calibration import CALIBRATION, Calibration
 from flashu.dropin.adopt import Block, Layout, adopted
 from flashu.engine import Engine
 from flashu.errors import FlashUError
-from flashu.models.hub import checkpoint_folder
+from flashu.models.hub import checkpoint_folder, upload
 from flashu.models.offload import offload as offload_to
 from flashu.models.registry import resolve
 from flashu.models.showo2.load import load_model, load_processor, save_model
@@ -67,6 +68,19 @@ class ShowO2(Architecture):
         save_model(self, folder, self.processor)
         if self.calibration is not None:
             self.calibration.save(Path(folder) / CALIBRATION)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Save to a repository of the Hugging Face hub, made if need be; returns the address of the commit."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo_id, commit_message, private, token, create_pr)
 
     def t2i_generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Image.Image]:
         """Images of the prompts; settings as in `Engine.generate`."""

@@ -16,7 +16,6 @@ from torch import Tensor
 
 import flashu
 from flashu.flow import grid
-from flashu.models import hub
 from flashu.models.showo2.load import load_model
 
 
@@ -167,48 +166,6 @@ def test_a_cast_is_loading_with_that_dtype(tmp_path: Path) -> None:
     assert pipe("a red circle", num_inference_steps=2, output_type="pt").images.isfinite().all()
     with pytest.raises(flashu.FlashUError, match="planet"):
         pipe.to(planet="mars")
-
-
-class Hub:
-    """The hub's client, as far as an upload goes."""
-
-    calls: list[tuple[str, dict[str, Any]]]
-
-    def __init__(self, token: str | None = None) -> None:
-        self.calls.append(("open", {"token": token}))
-
-    def create_repo(self, repo_id: str, **settings: Any) -> Any:
-        self.calls.append(("create", {"repo_id": repo_id, **settings}))
-        return type("Address", (), {"repo_id": f"someone/{repo_id}"})
-
-    def upload_folder(self, *, folder_path: Path, **settings: Any) -> str:
-        names = {path.name for path in Path(folder_path).iterdir()}
-        self.calls.append(("upload", {"names": names, **settings}))
-        return "https://example.org/commit/1"
-
-
-def test_pushed_to_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    Hub.calls = []
-    monkeypatch.setattr(hub, "HfApi", Hub)
-    pipe = flashu.Pipeline.from_pretrained("scenes")
-    assert pipe.push_to_hub("shapes", private=True, token="t") == "https://example.org/commit/1"
-    opened, created, uploaded = Hub.calls
-    assert opened == ("open", {"token": "t"})
-    assert created == ("create", {"repo_id": "shapes", "private": True, "exist_ok": True})
-    assert uploaded[1]["repo_id"] == "someone/shapes"
-    assert uploaded[1]["names"] >= {"config.json", "model.safetensors", "tokenizer.json", "recipe.json"}
-    pipe.save_pretrained(tmp_path / "mine", push_to_hub=True)
-    assert Hub.calls[-2][1]["repo_id"] == "mine"
-
-
-def test_an_unreachable_hub_is_said_plainly(monkeypatch: pytest.MonkeyPatch, pipe: flashu.Pipeline) -> None:
-    def offline(*_: Any, **__: Any) -> None:
-        raise hub.UNREACHABLE[-1]("no route to host")
-
-    monkeypatch.setattr(hub.HfApi, "create_repo", offline)
-    monkeypatch.setattr(flashu.Pipeline, "save_pretrained", lambda self, folder: None)
-    with pytest.raises(flashu.FlashUError, match=r"a/b could not be written .*no route.*hf upload a/b"):
-        pipe.push_to_hub("a/b")
 
 
 def test_without_an_autoencoder_there_are_latents() -> None:

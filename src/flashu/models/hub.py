@@ -53,8 +53,12 @@ def upload(
         done = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, create_pr=create_pr)
     except UNREACHABLE as e:
         reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
-        raise FlashUError(
-            f"{repo_id} could not be written to the Hugging Face hub ({reason}). Without a connection, use "
-            f"save_pretrained(FOLDER) and run `hf upload {repo_id} FOLDER` on a machine that has one."
-        ) from e
+        status = getattr(getattr(e, "response", None), "status_code", None)
+        remedy = (
+            "Log in with `hf auth login`, or give a token that may write there."
+            if status in (401, 403)
+            else f"Without a connection, use save_pretrained(FOLDER) and run `hf upload {repo_id} FOLDER` on a machine "
+            "that has one."
+        )
+        raise FlashUError(f"{repo_id} could not be written to the Hugging Face hub ({reason}). {remedy}") from e
     return str(done)
