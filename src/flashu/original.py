@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ class Original(Engine):
         mask = visible(tokens, tokens)
         assert mask is not None
         budget = max_new_tokens or processor.defaults.max_new_tokens
-        said = original.answer(model, x, mask.to(model.device), budget, processor.text.ids.eos)
+        loop = (int(token) for token in original.answer(model, x, mask.to(model.device), budget))
+        said = list(takewhile(lambda token: token != processor.text.ids.eos, loop))
         steps = [
             Step("understanding", "decode" if i else "prefill", i, budget) for i in range(min(len(said) + 1, budget))
         ]

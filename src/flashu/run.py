@@ -128,7 +128,7 @@ class Run:
         view = runner.view(canvas.prefix, head=True)
         x = model.embed_text(canvas.prefix_ids.to(model.device))
         done = runner.backbone(x, canvas.prefix, layers, view=view, keep=True)
-        assert done.kv is not None
+        assert isinstance(done.kv, KV)
         _, head = runner.head(done.hidden, None, view, None, None)
         kv = done.kv.rows(canvas.prompt_of)
         index = canvas.prompt_of.to(model.device)

@@ -64,7 +64,7 @@ def test_a_rows_offsets_and_mask(goldens: Goldens, prompts: list[list[int]], tin
 
 
 @pytest.mark.parametrize("group", ["b", "b_two_images"])
-def test_b_every_inner_tensor_of_the_naive_forward(group: str, goldens: Goldens, tiny: flashu.ShowO2) -> None:
+def test_b_every_inner_tensor_of_the_rooms_over_whole_rows(group: str, goldens: Goldens, tiny: flashu.ShowO2) -> None:
     g = {name.removeprefix(f"{group}."): t for name, t in goldens.items() if name.startswith(f"{group}.")}
     seen: dict[str, Tensor] = {}
 
@@ -83,14 +83,18 @@ def test_b_every_inner_tensor_of_the_naive_forward(group: str, goldens: Goldens,
         layer.register_forward_hook(lambda _m, args, out, n=n: seen.update({f"in{n}": args[0], f"out{n}": out[0]}))
         for n, layer in enumerate(tiny.layers)
     ]
-    positions = g["in.modality_positions"]
-    mask = naive.omni_mask(g["in.text_tokens"].shape[1], positions)
-    logits, v = naive.forward(tiny, g["in.text_tokens"], g["in.latents"], g["in.t"], mask, positions)
+    ids, positions = g["in.text_tokens"], g["in.modality_positions"]
+    mask = naive.omni_mask(ids.shape[1], positions)
+    pos = torch.arange(ids.shape[1]).expand(len(ids), -1)
+    x, where, e_t = naive.splice(tiny, ids, g["in.latents"], g["in.t"], positions)
+    for i in range(tiny.num_layers):
+        x, _ = tiny.layer(i, x, tiny.rope(pos), mask)
+    features, _ = tiny.head_body(tiny.norm(x), e_t, tiny.head_rope(pos), mask, image=where)
+    tiny.head_out(features, e_t, where)
     for handle in handles:
         handle.remove()
 
-    close(logits, g["logits"], LOGITS)
-    close(v, g["v_pred"])
+    close(tiny.logits(tiny.norm(x)), g["logits"], LOGITS)
     states = [*(seen[f"in{n}"] for n in range(6)), tiny.norm(seen["out5"])]
     close(torch.stack(states), g["llm_hidden_states"])
     for name in (*named, "fused", "head_layer_0", "head_layer_1", "head_layer_2", "head_final_all_positions"):
@@ -99,6 +103,16 @@ def test_b_every_inner_tensor_of_the_naive_forward(group: str, goldens: Goldens,
         close(sinusoid(g["in.t"]), g["sinusoid_of_t"], 1e-6)
         assert torch.equal(tiny.showo.model.rotary_emb.inv_freq, g["llm_inv_freq"])
         assert torch.equal(tiny.diffusion_head_a[0].self_attn.rotary_emb.inv_freq, g["head_inv_freq"])
+
+
+@pytest.mark.parametrize("group", ["b", "b_two_images"])
+def test_b_naive_forward(group: str, goldens: Goldens, tiny: flashu.ShowO2) -> None:
+    ids, positions = goldens[f"{group}.in.text_tokens"], goldens[f"{group}.in.modality_positions"]
+    mask = naive.omni_mask(ids.shape[1], positions)
+    latents, t = goldens[f"{group}.in.latents"], goldens[f"{group}.in.t"]
+    logits, v = naive.forward(tiny, ids, latents, t, mask, positions)
+    close(logits, goldens[f"{group}.logits"], LOGITS)
+    close(v, goldens[f"{group}.v_pred"])
 
 
 def test_b_exact_path(goldens: Goldens, prompts: list[list[int]], tiny: flashu.ShowO2) -> None:

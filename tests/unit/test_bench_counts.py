@@ -16,6 +16,7 @@ from flashu.bench.kinds import ORIGINAL, PROMPT, Kind, compose
 from flashu.bench.random_weights import named_config, random_model
 from flashu.bench.summary import predicted
 from flashu.bench.watch import Watch, WatchedModel
+from flashu.loops import original as loops
 from flashu.loops.decode import decode
 from flashu.models.showo2 import naive
 from flashu.requests import encoded, question_rows
@@ -77,12 +78,12 @@ def test_bytes_are_each_weight_once(tiny: flashu.ShowO2) -> None:
 def test_the_original_draws_and_says_what_the_exact_engine_does() -> None:
     """The first row computes the same thing: same latents at equal forwards, same tokens."""
     about = subject("t2i", steps=6)
-    watched = original.WatchedOriginal(about.model, Watch(Ticks()))
+    watched = WatchedModel(about.model, Watch(Ticks()))
     exact = lane("exact", about, Ticks())
     exact.steps = 5  # type: ignore[attr-defined]
     torch.testing.assert_close(original.draw(watched, about, 5), exact.draw(), rtol=0, atol=1e-3)
     seen = subject("mmu", new_tokens=5)
-    tokens = original.answer(original.WatchedOriginal(seen.model, Watch(Ticks())), seen)
+    tokens = original.answer(WatchedModel(seen.model, Watch(Ticks())), seen)
     said: list[int] = []
     run = Run(Runner(seen.model), rows.exact(), "understanding", 5)
     x, rows_of = question_rows(seen.model, encoded(seen.model, seen.processor, seen.pixels()), [seen.question], [0])
@@ -93,7 +94,7 @@ def test_the_original_draws_and_says_what_the_exact_engine_does() -> None:
 
 def test_the_originals_mask_grows_by_one_that_nobody_sees() -> None:
     seen = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 1]], dtype=torch.bool)[None, None]
-    grown = original.with_one_more(original.additive(seen, torch.float32)) == 0
+    grown = loops.with_one_more(loops.additive(seen, torch.float32)) == 0
     assert grown[0, 0].long().tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
 
 

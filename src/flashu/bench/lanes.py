@@ -130,7 +130,7 @@ class OriginalLane(Lane):
 
     def __init__(self, row: Row, subject: Subject, clock: Clock) -> None:
         super().__init__(row, subject, clock)
-        self.model = original.WatchedOriginal(subject.model, self.watch)
+        self.model = WatchedModel(subject.model, self.watch)
 
     @property
     def forwards(self) -> int:

@@ -1,12 +1,8 @@
-"""The released programs' own loops, with the work they do and no more: the first row of every table.
-
-Drawing: rows padded to full length, both guidance rows embedded, the mask built anew and logits at every position in
-every forward. Answering: the whole row again for every token, its mask grown by a row and a column. No cache, eager.
-"""
+"""The released programs' loops (`loops.original`) on a subject: the first row of every table."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,22 +10,10 @@ from torch import Tensor
 from flashu import flow
 from flashu.bench.kinds import ENCODE, ORIGINAL, SETUP, Kind
 from flashu.bench.subject import Subject
-from flashu.bench.watch import DECODER, HEAD, WatchedModel
-from flashu.models.showo2 import naive
+from flashu.bench.watch import WatchedModel
+from flashu.loops import original
 from flashu.requests import encoded, question_rows
 from flashu.runtime.tokens import visible
-
-
-class WatchedOriginal(WatchedModel):
-    """Watched room by room: this loop has no runner."""
-
-    def layer(self, *args: Any, **settings: Any) -> Any:
-        with self.watch.part(DECODER):
-            return super().layer(*args, **settings)
-
-    def head_body(self, *args: Any, **settings: Any) -> Any:
-        with self.watch.part(HEAD):
-            return super().head_body(*args, **settings)
 
 
 def evaluations(subject: Subject) -> int:
@@ -37,7 +21,6 @@ def evaluations(subject: Subject) -> int:
     return subject.steps - 1 if subject.task == "t2i" else subject.new_tokens
 
 
-@torch.inference_mode()
 def draw(model: WatchedModel, subject: Subject, forwards: int) -> Tensor:
     """The first ``forwards`` forwards of the program's loop: latents [B, c, h, w]."""
     watch, text = model.watch, subject.processor.text
@@ -48,18 +31,12 @@ def draw(model: WatchedModel, subject: Subject, forwards: int) -> Tensor:
     length = text.max_text + count + 5
     ids = torch.tensor([text.padded_row(prompt, count, length) for prompt in prompts], device=model.device)
     blocks = torch.tensor([[[len(prompt), count + 1]] for prompt in prompts], device=model.device)
-    times = flow.grid(max(evaluations(subject), 1), subject.processor.defaults.shift)
-    z = subject.noise()
-    for index in range(forwards):
+    times = flow.grid(max(evaluations(subject), 1), subject.processor.defaults.shift)[: forwards + 1]
+
+    def before(_: int) -> None:
         watch.begin(Kind(ORIGINAL, guided=guided))
-        mask = additive(naive.omni_mask(length, blocks), model.dtype)
-        t = times[index].expand(len(ids)).to(model.device)
-        latents = z.repeat(2, 1, 1, 1) if guided else z
-        _, velocity = naive.forward(model, ids, latents, t, mask, blocks)
-        if subject.guidance is not None:
-            conditional, unconditional = velocity.chunk(2)
-            velocity = flow.guide(conditional, unconditional, subject.guidance)
-        z = flow.euler(z, velocity, float(times[index + 1] - times[index]))
+
+    z = original.draw(model, ids, blocks, subject.noise(), times, subject.guidance, before, watch.part)
     watch.end()
     return z
 
@@ -70,34 +47,26 @@ def answer(model: WatchedModel, subject: Subject, only: tuple[int, ...] | None =
     watch = model.watch
     watch.begin(Kind(ENCODE))
     latents = encoded(model, subject.processor, subject.pixels())
-    x, tokens = question_rows(model, latents, [subject.question] * subject.batch, list(range(subject.batch)))
-    mask = visible(tokens, tokens)
-    assert mask is not None
-    grown = additive(mask.to(model.device), model.dtype)
     new: list[Tensor] = []
-    for index in range(subject.new_tokens):
-        if only is None or index in only:
+    if only is None:
+        loop = loop_of(model, subject, latents, 0)
+        for _ in range(subject.new_tokens):
             watch.begin(Kind(ORIGINAL))
-            _, logits = naive.decode(model, x, grown)
-            token = logits[:, -1].argmax(-1)
-        else:
-            watch.begin(Kind(SETUP))
-            token = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        new.append(token)
-        x = torch.cat((x, model.embed_text(token[:, None])), dim=1)
-        grown = with_one_more(grown)
+            new.append(next(loop))
+    for index in only or ():
+        watch.begin(Kind(SETUP))
+        loop = loop_of(model, subject, latents, index)
+        watch.begin(Kind(ORIGINAL))
+        new.append(next(loop))
     watch.end()
     return torch.stack(new, dim=1)
 
 
-def with_one_more(mask: Tensor) -> Tensor:
-    """[B, 1, S, S] -> [B, 1, S+1, S+1]: the new token sees what the last one saw, and itself; nobody sees it."""
-    below = torch.cat((mask, mask[:, :, -1:]), dim=2)
-    beside = torch.full_like(below[..., :1], torch.finfo(mask.dtype).min)
-    beside[:, :, -1] = 0
-    return torch.cat((below, beside), dim=3)
-
-
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as the program adds it to the scores."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+def loop_of(model: WatchedModel, subject: Subject, latents: Tensor, said: int) -> Iterator[Tensor]:
+    """The program's loop over rows that hold ``said`` tokens of the answer."""
+    before, after = subject.question
+    question = (before, [*after, *[after[-1]] * said])
+    x, tokens = question_rows(model, latents, [question] * subject.batch, list(range(subject.batch)))
+    mask = visible(tokens, tokens)
+    assert mask is not None
+    return original.answer(model, x, mask.to(model.device), subject.new_tokens, model.watch.part)

@@ -53,6 +53,7 @@ def random_model(config: ShowO2Config, dtype: torch.dtype, device: torch.device)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, made[id(old)])
     fill_buffers(model, device)
+    model.join()
     return model.eval()
 
 

@@ -6,7 +6,7 @@ every forward. Answering: the whole row again for every token, its mask grown by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -29,18 +29,19 @@ def draw(
     times: Tensor,
     guidance: float | None,
     before: Callable[[int], None] = nothing,
+    part: naive.Part = naive.unnamed,
 ) -> Tensor:
     """Euler steps of latents z [B, c, H, W] along ``times``; returns the last latents.
 
     ``ids`` [R, S]: padded rows, conditional then (under guidance) unconditional; ``blocks`` [R, 1, 2]: (offset,
-    length) of their image. ``before``: called with the index of each forward.
+    length) of their image. ``before``: called with the index of each forward; ``part``: see `naive.forward`.
     """
     for index, dt in enumerate(times.diff().tolist()):
         before(index)
         mask = additive(naive.omni_mask(ids.shape[1], blocks), model.dtype)
         t = times[index].expand(len(ids)).to(model.device)
         latents = z if guidance is None else z.repeat(2, 1, 1, 1)
-        _, velocity = naive.forward(model, ids, latents, t, mask, blocks)
+        _, velocity = naive.forward(model, ids, latents, t, mask, blocks, part)
         if guidance is not None:
             conditional, unconditional = velocity.chunk(2)
             velocity = flow.guide(conditional, unconditional, guidance)
@@ -49,27 +50,15 @@ def draw(
 
 
 @torch.inference_mode()
-def answer(
-    model: ShowO2,
-    x: Tensor,
-    mask: Tensor,
-    forwards: int,
-    stop: int | None = None,
-    before: Callable[[int], None] = nothing,
-) -> list[int]:
-    """Greedy tokens after one embedded row x [1, S, h] with bool mask [1, 1, S, S]; ``stop`` ends them, not kept."""
+def answer(model: ShowO2, x: Tensor, mask: Tensor, forwards: int, part: naive.Part = naive.unnamed) -> Iterator[Tensor]:
+    """Greedy tokens [B], one after another, of embedded rows x [B, S, h] with bool mask [B, 1, S, S]."""
     grown = additive(mask, model.dtype)
-    new: list[int] = []
-    for index in range(forwards):
-        before(index)
-        _, logits = naive.decode(model, x, grown)
+    for _ in range(forwards):
+        _, logits = naive.decode(model, x, grown, part)
         token = logits[:, -1].argmax(-1)
-        if int(token) == stop:
-            break
-        new.append(int(token))
+        yield token
         x = torch.cat((x, model.embed_text(token[:, None])), dim=1)
         grown = with_one_more(grown)
-    return new
 
 
 def with_one_more(mask: Tensor) -> Tensor:

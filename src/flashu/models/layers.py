@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,18 @@ Rope: TypeAlias = tuple[Tensor, Tensor]
 """(cos, sin), each [B, 1, S, head_dim]; the first half of sin has its sign turned (see `rotate`)."""
 KeyValue: TypeAlias = tuple[Tensor, Tensor]
 """(k, v), each [B, kv_heads, T, head_dim]; keys are stored after the rotary embedding."""
+
+
+class Slot(NamedTuple):
+    """Keys and values of a decode with room for those to come: k, v [B, kv_heads, C, head_dim], which new ones are
+    written into at the indices ``at`` [S]."""
+
+    k: Tensor
+    v: Tensor
+    at: Tensor
+
+
+Past: TypeAlias = KeyValue | Slot
 FFNWeights: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """(gate [K, D], up [K, D], down [D, K]) of a gated FFN with K kept neurons."""
 Tap: TypeAlias = Callable[[str, Tensor], None]
@@ -71,14 +83,22 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return x * cos.to(x.dtype) + x.roll(x.shape[-1] // 2, dims=-1) * sin.to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, grouped: bool = False) -> Tensor:
     """Attention of q [B, H, S, d] to k, v [B, H_kv, T, d] -> [B, S, H*d].
 
     ``mask`` is bool (True = may attend) or additive, broadcastable to [B, H, S, T]; None = everything is visible.
-    Each kv head serves H / H_kv consecutive query heads.
+    ``grouped``: each kv head serves H / H_kv consecutive query heads.
     """
-    grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2).flatten(2)
+
+
+def appended(k: Tensor, v: Tensor, past: Past | None) -> KeyValue:
+    """All keys and values after k, v [B, kv_heads, S, head_dim] have joined ``past``."""
+    if past is None:
+        return k, v
+    if isinstance(past, Slot):
+        return past.k.index_copy_(2, past.at, k), past.v.index_copy_(2, past.at, v)
+    return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
 
 
 class Attention(nn.Module):
@@ -97,6 +117,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.grouped = heads != kv_heads
         self.q_proj = nn.Linear(hidden, heads * head_dim, bias=qkv_bias)
         self.k_proj = nn.Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
         self.v_proj = nn.Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
@@ -104,31 +125,59 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
         self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
         self.rotary_emb = rotary
+        self._joint: tuple[Tensor, Tensor, Tensor | None] | None = None
 
-    def keys_values(self, x: Tensor, rope: Rope, past: KeyValue | None) -> KeyValue:
-        """Keys and values of x [B, S, D], appended to ``past``."""
-        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
-        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+    def join(self) -> None:
+        """Lay the query, key and value weights side by side, so that one product does for three where no gradient is
+        asked for. The parameters stay what they are: views of the joint storage."""
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+
+        def joined(tensors: list[Tensor]) -> Tensor:
+            joint = torch.cat(tensors)
+            for tensor, view in zip(tensors, joint.split([len(t) for t in tensors]), strict=True):
+                tensor.data = view
+            return joint
+
+        with torch.no_grad():
+            weight = joined([part.weight for part in parts])
+            bias = None if self.q_proj.bias is None else joined([part.bias for part in parts])
+        self._joint = self.q_proj.weight, weight, bias
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
+        super()._apply(fn, recurse)
+        if self._joint is not None:  # what moved or was cast is no longer side by side
+            self.join()
+        return self
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of x [B, S, D], one after another: [B, heads + 2 kv_heads, S, head_dim]."""
+        if self._joint is not None and self._joint[0] is self.q_proj.weight and not torch.is_grad_enabled():
+            joint = F.linear(x, *self._joint[1:])
+        else:
+            joint = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
+        return joint.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def keys_values(self, x: Tensor, rope: Rope, past: Past | None) -> KeyValue:
+        """Keys and values of x [B, S, D] behind those of ``past``."""
+        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.k_proj, self.v_proj))
         if self.k_norm is not None:
             k = self.k_norm(k)
-        k = rotate(k, rope)
-        if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-        return k, v
+        return appended(rotate(k, rope), v, past)
 
     def forward(
-        self, x: Tensor, rope: Rope, mask: Tensor | None = None, past: KeyValue | None = None, tap: Tap | None = None
+        self, x: Tensor, rope: Rope, mask: Tensor | None = None, past: Past | None = None, tap: Tap | None = None
     ) -> tuple[Tensor, KeyValue]:
-        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-        if self.q_norm is not None:
-            q = self.q_norm(q)
-        q = rotate(q, rope)
-        k, v = self.keys_values(x, rope, past)
+        turned, v = self.project(x).split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = turned.split((self.heads, self.kv_heads), dim=1)
+            turned = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+        q, k = rotate(turned, rope).split((self.heads, self.kv_heads), dim=1)
+        k, v = appended(k, v, past)
         if tap is not None:
             tap("query", q)
             tap("key", k)
             tap("value", v)
-        return self.o_proj(attend(q, k, v, mask)), (k, v)
+        return self.o_proj(attend(q, k, v, mask, self.grouped)), (k, v)
 
 
 class GatedFFN(nn.Module):
@@ -200,7 +249,7 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         rope: Rope,
         mask: Tensor | None = None,
-        past: KeyValue | None = None,
+        past: Past | None = None,
         ffn: FFNWeights | None = None,
         tap: Tap | None = None,
     ) -> tuple[Tensor, KeyValue]:
@@ -208,6 +257,6 @@ class DecoderLayer(nn.Module):
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x), ffn, tap), kv
 
-    def keys_values(self, x: Tensor, rope: Rope, past: KeyValue | None = None) -> KeyValue:
+    def keys_values(self, x: Tensor, rope: Rope, past: Past | None = None) -> KeyValue:
         """What a skipped layer still owes a growing cache: its keys and values of x."""
         return self.self_attn.keys_values(self.input_layernorm(x), rope, past)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flashu.models.layers import FFNWeights, KeyValue, Rope, Tap
+from flashu.models.layers import FFNWeights, KeyValue, Past, Rope, Tap
 
 
 class UnifiedModel(Protocol):
@@ -33,7 +33,7 @@ class UnifiedModel(Protocol):
         x: Tensor,
         rope: Rope,
         mask: Tensor | None = None,
-        past: KeyValue | None = None,
+        past: Past | None = None,
         ffn: FFNWeights | None = None,
         tap: Tap | None = None,
     ) -> tuple[Tensor, KeyValue]: ...

@@ -10,7 +10,7 @@ import torch
 import torch.fx.experimental._config as fx_config
 from torch import Tensor, nn
 
-from flashu.models.layers import FFNWeights, KeyValue, Rope
+from flashu.models.layers import FFNWeights, KeyValue, Past, Rope
 from flashu.models.protocol import UnifiedModel
 
 
@@ -19,7 +19,7 @@ def _layer(
     x: Tensor,
     rope: Rope,
     mask: Tensor | None,
-    past: KeyValue | None,
+    past: Past | None,
     ffn: FFNWeights | None,
 ) -> tuple[Tensor, KeyValue]:
     return layer(x, rope, mask, past, ffn)

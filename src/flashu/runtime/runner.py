@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashu.models.layers import FFNWeights, KeyValue, Rope, Tap
+from flashu.models.layers import FFNWeights, KeyValue, Past, Tap
 from flashu.models.protocol import UnifiedModel
 from flashu.plan import FULL, LayerPlan, Probe
+from flashu.runtime.cache import Cache, View
 from flashu.runtime.rooms import Rooms
 from flashu.runtime.scores import NEED_QUERY, Inner, dropped
 from flashu.runtime.tokens import Tokens, visible
@@ -23,7 +24,7 @@ Names: input, query, key, value, ffn (input of the down projection), output."""
 
 @dataclass(frozen=True, eq=False)
 class KV:
-    """Keys and values of earlier tokens, layer by layer, and which tokens each layer's hold."""
+    """Keys and values of earlier tokens, layer by layer, and which tokens each layer's hold. It never changes."""
 
     layers: Sequence[KeyValue]
     tokens: Sequence[Tokens]
@@ -36,22 +37,33 @@ class KV:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """What does not change while the same tokens look at the same cache: rotary tables and mask, on the device."""
-
-    rope: Rope
-    mask: Tensor | None
-    head_rope: Rope | None = None
-
-
-@dataclass(frozen=True, eq=False)
 class Pass:
     """One walk through the decoder. ``hidden`` [B, S', h] is after the final norm."""
 
     hidden: Tensor
     tokens: Tokens
-    kv: KV | None
+    kv: KV | Cache | None
     similarity: tuple[float, ...] | None
+
+
+class Sight:
+    """What the tokens of one pass see, layer by layer: their rotary tables and mask, and ``past``."""
+
+    def __init__(self, look: Callable[[Tokens, Tokens | None], View], past: KV | None, view: View | None) -> None:
+        self.look, self.past, self.view = look, past, view
+        self.of: tuple[Tokens, Tokens | None] | None = None
+
+    def at(self, i: int, tokens: Tokens) -> tuple[View, Past | None]:
+        """For layer ``i``. The view given, if any, is that of the first layer."""
+        held = None if self.past is None else self.past.tokens[i]
+        if self.view is None or (self.of is not None and (self.of[0] is not tokens or self.of[1] is not held)):
+            self.view = self.look(tokens, held)
+        self.of = (tokens, held)
+        return self.view, None if self.past is None else self.past.layers[i]
+
+    def grown(self, layers: Sequence[KeyValue], tokens: Sequence[Tokens]) -> KV:
+        """``past`` with what every layer added."""
+        return KV(layers, joined(self.past, tokens))
 
 
 class Runner:
@@ -83,7 +95,7 @@ class Runner:
         tokens: Tokens,
         plan: LayerPlan,
         *,
-        past: KV | None = None,
+        past: KV | Cache | None = None,
         view: View | None = None,
         probe: Probe = "off",
         keep: bool = False,
@@ -95,8 +107,7 @@ class Runner:
         """
         model = self.model
         bank = None if plan.ffn == FULL else self.banks[plan.ffn]
-        looked_at = None if past is None else past.tokens[0]
-        view = view or self.view(tokens, looked_at)
+        sight = past if isinstance(past, Cache) else Sight(self.view, past, view)
         caches: list[KeyValue] = []
         seen_by: list[Tokens] = []
         similarity: list[Tensor] = []
@@ -106,22 +117,18 @@ class Runner:
                 if route.layer == i and (index := dropped(inner(tokens, caches[-1], x, tapped), route)) is not None:
                     tokens = tokens.gather(index.cpu())
                     x = x.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
-                    view = self.view(tokens, looked_at)
-            if past is not None and past.tokens[i] is not looked_at:
-                looked_at = past.tokens[i]
-                view = self.view(tokens, looked_at)
-            earlier = None if past is None else past.layers[i]
+            seen, earlier = sight.at(i, tokens)
             if i in plan.skip:
                 if keep:
-                    caches.append(layer.keys_values(x, view.rope, earlier))
+                    caches.append(layer.keys_values(x, seen.rope, earlier))
                     seen_by.append(tokens)
                 continue
             weights = None if bank is None else bank[i]
             if self.observer is None and tapped is None:
-                y, kv = self.rooms.layer(layer, x, view.rope, view.mask, earlier, weights)
+                y, kv = self.rooms.layer(layer, x, seen.rope, seen.mask, earlier, weights)
             else:
                 tap = self._tap(i, x, tokens, tapped)
-                y, kv = model.layer(i, x, view.rope, view.mask, earlier, weights, tap)
+                y, kv = model.layer(i, x, seen.rope, seen.mask, earlier, weights, tap)
                 tap("output", y)
             if probe != "off":
                 final = probe == "normed" and i == model.num_layers - 1
@@ -130,7 +137,7 @@ class Runner:
                 caches.append(kv)
                 seen_by.append(tokens)
             x = y
-        grown = KV(caches, joined(past, seen_by)) if keep else None
+        grown = sight.grown(caches, seen_by) if keep else None
         scores = tuple(torch.stack(similarity).tolist()) if similarity else None
         return Pass(model.norm(x), tokens, grown, scores)
 

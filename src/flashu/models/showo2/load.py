@@ -60,6 +60,7 @@ def load_model(
         model = cls(manifest.config)
     fill(model, read_weights(weight_files(manifest.folder)), manifest.folder, dtype, device)
     fill_buffers(model, device)
+    model.join()
     return model.eval()
 
 

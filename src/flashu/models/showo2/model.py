@@ -13,7 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashu.models.layers import Attention, DecoderLayer, FFNWeights, KeyValue, RMSNorm, Rope, RotaryEmbedding, Tap
+from flashu.models.layers import (
+    Attention,
+    DecoderLayer,
+    FFNWeights,
+    KeyValue,
+    Past,
+    RMSNorm,
+    Rope,
+    RotaryEmbedding,
+    Tap,
+)
 from flashu.models.showo2.config import LLMConfig, ShowO2Config
 from flashu.models.showo2.head import FinalLayer, ModulatedBlock, TimestepEmbedder
 from flashu.models.showo2.vision import PatchEmbed, SemanticLayers
@@ -90,6 +100,12 @@ class ShowO2(nn.Module):
     def layers(self) -> nn.ModuleList:
         return self.showo.model.layers
 
+    def join(self) -> None:
+        """Lay the weights that are applied to the same input side by side (see `Attention.join`)."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.join()
+
     # -- entrances ---------------------------------------------------------------------------------------------
     def embed_text(self, ids_BS: Tensor) -> Tensor:
         return self.showo.model.embed_tokens(ids_BS)
@@ -128,7 +144,7 @@ class ShowO2(nn.Module):
         x: Tensor,
         rope: Rope,
         mask: Tensor | None = None,
-        past: KeyValue | None = None,
+        past: Past | None = None,
         ffn: FFNWeights | None = None,
         tap: Tap | None = None,
     ) -> tuple[Tensor, KeyValue]:
