@@ -101,8 +101,55 @@ def appended(k: Tensor, v: Tensor, past: Past | None) -> KeyValue:
     return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
 
 
-class Attention(nn.Module):
+class Joining(nn.Module):
+    """A module with linear layers that read the same input. Once `join`ed their weights lie side by side, so that one
+    product does for all where no gradient is asked for; the parameters stay what they are, views of that storage."""
+
+    JOINT: ClassVar[tuple[str, ...]]
+    _joint: tuple[Tensor, Tensor, Tensor | None] | None = None
+
+    @torch.no_grad()
+    def join(self) -> None:
+        parts = [getattr(self, name) for name in self.JOINT]
+
+        def side_by_side(tensors: list[Tensor]) -> Tensor:
+            joint = torch.cat(tensors)
+            for tensor, view in zip(tensors, joint.split([len(t) for t in tensors]), strict=True):
+                tensor.data = view
+            return joint
+
+        weight = side_by_side([part.weight for part in parts])
+        bias = None if parts[0].bias is None else side_by_side([part.bias for part in parts])
+        self._joint = parts[0].weight, weight, bias
+
+    def joint(self) -> tuple[Tensor, Tensor | None] | None:
+        """The joint weight and bias; None unless they are there, current and enough."""
+        if self._joint is None or torch.is_grad_enabled():
+            return None
+        first, weight, bias = self._joint
+        # Who puts another parameter in place (quantized, offloaded) means that one.
+        return (weight, bias) if first is getattr(self, self.JOINT[0]).weight else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Joining:
+        super()._apply(fn, recurse)
+        if self._joint is not None:  # what moved or was cast no longer lies side by side
+            self.join()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_joint": self._joint is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        joined = state.pop("_joint")
+        super().__setstate__(state)
+        if joined:  # copied and unpickled parameters have storage of their own
+            self.join()
+
+
+class Attention(Joining):
     """Grouped-query attention with rotary positions; per-head q/k RMSNorm when ``qk_norm_eps`` is given."""
+
+    JOINT: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj")
 
     def __init__(
         self,
@@ -125,37 +172,15 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
         self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
         self.rotary_emb = rotary
-        self._joint: tuple[Tensor, Tensor, Tensor | None] | None = None
-
-    def join(self) -> None:
-        """Lay the query, key and value weights side by side, so that one product does for three where no gradient is
-        asked for. The parameters stay what they are: views of the joint storage."""
-        parts = (self.q_proj, self.k_proj, self.v_proj)
-
-        def joined(tensors: list[Tensor]) -> Tensor:
-            joint = torch.cat(tensors)
-            for tensor, view in zip(tensors, joint.split([len(t) for t in tensors]), strict=True):
-                tensor.data = view
-            return joint
-
-        with torch.no_grad():
-            weight = joined([part.weight for part in parts])
-            bias = None if self.q_proj.bias is None else joined([part.bias for part in parts])
-        self._joint = self.q_proj.weight, weight, bias
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
-        super()._apply(fn, recurse)
-        if self._joint is not None:  # what moved or was cast is no longer side by side
-            self.join()
-        return self
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values of x [B, S, D], one after another: [B, heads + 2 kv_heads, S, head_dim]."""
-        if self._joint is not None and self._joint[0] is self.q_proj.weight and not torch.is_grad_enabled():
-            joint = F.linear(x, *self._joint[1:])
+        joint = self.joint()
+        if joint is not None:
+            y = F.linear(x, *joint)
         else:
-            joint = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
-        return joint.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            y = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
+        return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def keys_values(self, x: Tensor, rope: Rope, past: Past | None) -> KeyValue:
         """Keys and values of x [B, S, D] behind those of ``past``."""
@@ -180,13 +205,14 @@ class Attention(nn.Module):
         return self.o_proj(attend(q, k, v, mask, self.grouped)), (k, v)
 
 
-class GatedFFN(nn.Module):
+class GatedFFN(Joining):
     """down(silu(gate x) * up x), with the module's own weights or the triple passed in.
 
     The order of the neurons is free. ``order`` [K] says which of the checkpoint's neurons each one is, None while
     they are as the checkpoint has them; in a state dict they always are.
     """
 
+    JOINT: ClassVar[tuple[str, ...]] = ("gate_proj", "up_proj")
     NEURONS: ClassVar[dict[str, int]] = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
     order: Tensor | None
 
@@ -228,7 +254,12 @@ class GatedFFN(nn.Module):
 
     def forward(self, x: Tensor, ffn: FFNWeights | None = None, tap: Tap | None = None) -> Tensor:
         gate, up, down = self.weights() if ffn is None else ffn
-        inner = F.silu(F.linear(x, gate)) * F.linear(x, up)
+        joint = self.joint() if ffn is None else None
+        if joint is not None:
+            a, b = F.linear(x, *joint).chunk(2, dim=-1)
+        else:
+            a, b = F.linear(x, gate), F.linear(x, up)
+        inner = F.silu(a) * b
         if tap is not None:
             tap("ffn", inner)
         return F.linear(inner, down)

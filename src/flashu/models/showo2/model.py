@@ -17,6 +17,7 @@ from flashu.models.layers import (
     Attention,
     DecoderLayer,
     FFNWeights,
+    Joining,
     KeyValue,
     Past,
     RMSNorm,
@@ -101,9 +102,9 @@ class ShowO2(nn.Module):
         return self.showo.model.layers
 
     def join(self) -> None:
-        """Lay the weights that are applied to the same input side by side (see `Attention.join`)."""
+        """Lay the weights that read the same input side by side (see `layers.Joining`)."""
         for module in self.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Joining):
                 module.join()
 
     # -- entrances ---------------------------------------------------------------------------------------------
