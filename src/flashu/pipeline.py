@@ -127,6 +127,7 @@ class Pipeline:
             if isinstance(target, torch.dtype):
                 for parameter in model.parameters():
                     parameter.data = parameter.data.to(target)
+                model.join()
             else:
                 model.to(target)
                 move = getattr(processor.vae, "to", None)  # an autoencoder without weights has nothing to move

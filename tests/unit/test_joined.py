@@ -84,6 +84,13 @@ def test_a_parameter_put_in_place_counts(pair: tuple[Joining, Joining]) -> None:
             part.weight = nn.Parameter(part.weight * 3)
     assert joined.joint() is None
     assert torch.equal(answer(joined, x), answer(separate, x))
+    joined.join()
+    for module in pair:
+        for name in module.JOINT:
+            part = getattr(module, name)
+            part.weight.data = part.weight.data / 3
+    assert joined.joint() is None
+    assert torch.equal(answer(joined, x), answer(separate, x))
 
 
 def test_a_loaded_model_is_joined_and_saves_as_it_was(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def naive_answer(model: flashu.ShowO2, shown: list[Tensor], question: str, count
         x += [time, small.flatten(2).mT.flatten(0, 1)]
         x.append(model.embed_text(torch.tensor([*between, after][number])))
     row = torch.cat(x)[None]
-    return original.answer(model, row, naive.omni_mask(row.shape[1], torch.tensor([where])), count)
+    mask = naive.omni_mask(row.shape[1], torch.tensor([where]))
+    return [int(token) for token in original.answer(model, row, mask, count)]
 
 
 def test_an_answer_is_the_naive_one() -> None:

@@ -127,8 +127,11 @@ class Joining(nn.Module):
         if self._joint is None or torch.is_grad_enabled():
             return None
         first, weight, bias = self._joint
-        # Who puts another parameter in place (quantized, offloaded) means that one.
-        return (weight, bias) if first is getattr(self, self.JOINT[0]).weight else None
+        # Who puts another parameter in place (quantized, offloaded), or other data, means that one.
+        if first is not getattr(self, self.JOINT[0]).weight:
+            return None
+        moved = not torch.compiler.is_compiling() and first.data_ptr() != weight.data_ptr()
+        return None if moved else (weight, bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Joining:
         super()._apply(fn, recurse)
