@@ -68,13 +68,14 @@ def load(
     compile: bool = False,
     in_place: bool = False,
     offload: bool = False,
+    quantize: str | None = None,
 ) -> Engine:
     """An engine for "scenes" (in the package), an official Show-o2 hub id or a folder; see `ShowO2.from_pretrained` and
     `Engine`."""
     from flashu.engine import Engine
     from flashu.showo2 import ShowO2
 
-    model = ShowO2.from_pretrained(source, dtype=dtype, device=device, offload=offload)
+    model = ShowO2.from_pretrained(source, dtype=dtype, device=device, offload=offload, quantize=quantize)
     assert model.processor is not None
     return Engine(model, model.processor, recipe, model.calibration, compile=compile, in_place=in_place)
 

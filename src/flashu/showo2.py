@@ -19,6 +19,8 @@ from flashu.engine import Engine
 from flashu.errors import FlashUError
 from flashu.models.hub import checkpoint_folder, upload
 from flashu.models.offload import offload as offload_to
+from flashu.models.quantize import Quantized
+from flashu.models.quantize import quantize as quantize_model
 from flashu.models.registry import resolve
 from flashu.models.showo2.load import load_model, load_processor, save_model
 from flashu.models.showo2.model import ShowO2 as Architecture
@@ -45,23 +47,34 @@ class ShowO2(Architecture):
         device: torch.device | str | None = None,
         autoencoder: str | os.PathLike[str] | None = "auto",
         offload: bool = False,
+        quantize: str | None = None,
     ) -> ShowO2:
         """Load a folder, a hub id or "scenes"; ``dtype`` None = as stored, ``device`` None = CPU.
 
         Reads the official layout (`pytorch_model.bin`, sharded, or safetensors, with the constructor's `config.json`)
         and ours. ``autoencoder``: a Wan2.1 folder or `.pth`; "auto" = the checkpoint's own, else the hub's; None =
         latents only. ``offload``: the weights stay in main memory and visit ``device`` a projection or FFN at a time.
-        Raises `CheckpointError`, leaving nothing half-loaded.
+        ``quantize``: see `quantize`. Raises `CheckpointError`, leaving nothing half-loaded.
         """
+        if offload and quantize is not None:
+            raise FlashUError("accelerate cannot move torchao's tensors: give offload or quantize, not both")
         entry = resolve(source)
         model = load_model(entry.source, dtype=dtype or entry.dtype, device="cpu" if offload else device, cls=cls)
         model.processor = load_processor(entry.source, device=device, autoencoder=autoencoder)
         file = checkpoint_folder(entry.source) / CALIBRATION
         if file.exists():
             model.calibration = Calibration.load(file, checkpoint_hash(model))
+        if quantize is not None:
+            model.quantize(quantize)
         if offload:
             offload_to(model, device or "cpu")
         return model
+
+    def quantize(self, scheme: str, *, lm_head: bool = False) -> Quantized:
+        """Quantize the projections of decoder and flow head, and ``lm_head`` if asked, with torchao: "int8", "fp8"
+        (weights, and activations as they come), "int8-weight", "fp8-weight". Returns, and logs, what it was applied
+        to. For good; `FlashUError`, before anything is touched, where it cannot be."""
+        return quantize_model(self, scheme, lm_head=lm_head)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write safetensors, config and processor to ``folder``."""

@@ -29,6 +29,7 @@ def test_every_row_the_issue_asks_for_is_there() -> None:
     assert {"original", "exact", "exact+compile", "exact+compile+graphs", "paper", "fast", "fewer-steps"} <= set(names)
     assert {f"{m} only" for m in ("ffn_prune", "layer_skip", "head_cache", "adaptive_guidance")} <= set(names)
     assert {"paper without layer_skip", "paper without hybrid", "paper without adaptive_guidance"} <= set(names)
+    assert "paper in place" in names
     assert "token_prune only" in [row.name for row in rows.rows_of("understanding")]
 
 
@@ -144,7 +145,14 @@ def test_a_report_says_everything_and_is_json(
 ) -> None:
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
     monkeypatch.setattr(measure, "measure_ceiling", lambda *_: Ceiling(1e12, 1e10, 64, 1 << 20))
-    names = ["original", "exact", "exact+compile+graphs", "paper", *(["fewer-steps"] if task == "t2i" else [])]
+    names = [
+        "original",
+        "exact",
+        "exact+compile+graphs",
+        "paper",
+        "paper in place",
+        *(["fewer-steps"] if task == "t2i" else []),
+    ]
     wanted = rows.choose_rows(TASKS[task], names)  # type: ignore[arg-type]
     report = measure.bench(subject(task), wanted, repeats=2, sampled=sampled, check=True)
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))

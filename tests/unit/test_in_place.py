@@ -40,6 +40,7 @@ class Layers:
     """As much of a model as banks are made of."""
 
     num_layers = 2
+    quantization = None
     device = torch.device("cpu")
 
     def __init__(self, width: int) -> None:

@@ -9,6 +9,7 @@ from flashu.analysis.components import components
 from flashu.analysis.cost import cost
 from flashu.analysis.lab import Lab
 from flashu.analysis.pareto import pareto
+from flashu.analysis.quantization import quantization
 from flashu.analysis.result import Result
 from flashu.analysis.sensitivity import sensitivity
 from flashu.analysis.similarity import similarity
@@ -20,5 +21,6 @@ ITEMS: dict[str, Callable[[Lab], Result]] = {
     item.__name__: item
     for item in (
         table1, table2, table3, ablation, pareto, specialization, vnorm, similarity, sensitivity, components, cost,
+        quantization,
     )
 }  # fmt: skip

@@ -16,7 +16,7 @@ from flashu.bench.memory import Peak
 from flashu.bench.rows import Row
 from flashu.bench.subject import TASK, Subject
 from flashu.bench.watch import AUTOENCODER, Clock, Watch, WatchedModel, WatchedRun, WatchedRunner
-from flashu.calibrate.bank import bank, kept
+from flashu.calibrate.bank import bank, bank_in_place, kept
 from flashu.explain import folded
 from flashu.loops.decode import decode
 from flashu.loops.denoise import denoise
@@ -48,17 +48,20 @@ class Banks:
         self.model = model
         self.made: dict[float, list[FFNWeights]] = {}
 
-    def of(self, recipe: Recipe, task: str) -> dict[str, Sequence[FFNWeights]]:
-        return {m.mask: self._bank(m.ratio) for m in recipe.ffn_prunes() if m.task == task}
+    def of(self, recipe: Recipe, task: str, in_place: bool = False) -> dict[str, list[FFNWeights]]:
+        prunes = [m for m in recipe.ffn_prunes() if m.task == task]
+        if in_place:
+            return bank_in_place(self.model, {m.mask: self._mask(m.ratio) for m in prunes})
+        return {m.mask: self._bank(m.ratio) for m in prunes}
 
     def _bank(self, ratio: float) -> list[FFNWeights]:
         if ratio not in self.made:
-            llm = self.model.config.llm
-            scores = torch.rand(
-                llm.num_hidden_layers, llm.intermediate_size, generator=torch.Generator().manual_seed(0)
-            )
-            self.made[ratio] = bank(self.model, kept(scores, ratio))
+            self.made[ratio] = bank(self.model, self._mask(ratio))
         return self.made[ratio]
+
+    def _mask(self, ratio: float) -> Tensor:
+        llm, luck = self.model.config.llm, torch.Generator().manual_seed(0)
+        return kept(torch.rand(llm.num_hidden_layers, llm.intermediate_size, generator=luck), ratio)
 
 
 class Lane:
@@ -165,7 +168,7 @@ class RecipeLane(Lane):
         self.pruned = {m.mask: m.ratio for m in self.recipe.ffn_prunes()}
         self.recipe.check(Room(subject.name, subject.model.num_layers, subject.model.config.head.num_layers))
         model = WatchedModel(subject.model, self.watch)
-        self.runner = WatchedRunner(model, banks.of(self.recipe, task), Rooms(compiled))
+        self.runner = WatchedRunner(model, banks.of(self.recipe, task, row.in_place), Rooms(compiled))
 
     @property
     def forwards(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TypeVar
@@ -106,13 +107,14 @@ def interleaved(lanes: Sequence[T], repeats: int, play: Callable[[T, int], Take]
 
 
 class Pool:
-    """What one round of short runs met: a kind of forward that several rows share is timed once."""
+    """What one round of short runs met: a kind of forward that several rows share is timed once, unless their rooms
+    or the layout of their weights differ."""
 
     def __init__(self, image: Sequence[Piece]) -> None:
-        self.met: dict[bool, list[Piece]] = {True: list(image), False: list(image)}
+        self.met: dict[tuple[bool, bool], list[Piece]] = defaultdict(lambda: list(image))
 
     def add(self, lane: Lane) -> Take:
-        met = self.met[lane.row.compiled]
+        met = self.met[lane.row.compiled, lane.row.in_place]
         take = lane.sample(SHORTEST, known={piece.kind for piece in met})
         met += take.pieces
         return take
@@ -120,7 +122,9 @@ class Pool:
     def of(self, lane: Lane, take: Take) -> Take:
         """The pieces a lane's runs are composed of."""
         wanted = lane.counts()
-        return replace(take, pieces=[piece for piece in self.met[lane.row.compiled] if piece.kind in wanted])
+        return replace(
+            take, pieces=[piece for piece in self.met[lane.row.compiled, lane.row.in_place] if piece.kind in wanted]
+        )
 
 
 def count_flops(lanes: Sequence[Lane], subject: Subject, banks: Banks, say: Say) -> dict[Kind, float]:

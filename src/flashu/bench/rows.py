@@ -16,12 +16,13 @@ ORIGINAL, EXACT, PAPER, FEWER = "original", "exact", "paper", "fewer-steps"
 @dataclass(frozen=True)
 class Row:
     """``recipe`` None: the released program's own loop. ``as_dear_as``: as many forwards of the recipe as cost what
-    that row costs. ``graphs``: needs CUDA."""
+    that row costs. ``graphs``: needs CUDA. ``in_place``: FFN banks are slices of the model's own weights."""
 
     name: str
     recipe: Recipe | None = None
     compiled: bool = False
     graphs: bool = False
+    in_place: bool = False
     as_dear_as: str = ""
 
 
@@ -38,6 +39,7 @@ def rows_of(task: Task) -> tuple[Row, ...]:
         *(Row(f"{name} only", _only(full, task, name)) for name in names),
         Row(PAPER, full),
         Row("paper+compile", full, compiled=True),
+        Row("paper in place", full, in_place=True),
         *(Row(f"{PAPER} without {name}", full.without(name)) for name in names),
         Row(f"{PAPER} without hybrid", Recipe(hybrid, f"{PAPER} without hybrid")),
         *(Row(name, make()) for name, make in PRESETS.items() if name not in (EXACT, PAPER)),

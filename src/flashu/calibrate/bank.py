@@ -10,6 +10,7 @@ from torch import Tensor
 from flashu.errors import CalibrationError, FlashUError
 from flashu.models.layers import FFNWeights
 from flashu.models.protocol import UnifiedModel
+from flashu.models.quantize import plain, requantized
 
 RELEASED_ALIGNMENT = 64
 
@@ -35,15 +36,18 @@ def kept(scores: Tensor, ratio: float, multiple: int | None = None) -> Tensor:
 
 @torch.no_grad()
 def bank(model: UnifiedModel, index: Tensor) -> list[FFNWeights]:
-    """Weight triples of the neurons at ``index`` [layers, K], copied."""
+    """Weight triples of the neurons at ``index`` [layers, K], copied, and quantized if the model's are."""
     _check(model, index)
     weights = []
     for layer, own in zip(model.layers, index, strict=True):
-        gate, up, down = layer.mlp.weights()
+        gate, up, down = (plain(weight) for weight in layer.mlp.weights())
         keep = own.to(gate.device)
         if layer.mlp.order is not None:
             keep = layer.mlp.order.to(gate.device).argsort()[keep]
-        weights.append((gate[keep], up[keep], down[:, keep].contiguous()))
+        gate, up, down = (
+            requantized(w, model.quantization) for w in (gate[keep], up[keep], down[:, keep].contiguous())
+        )
+        weights.append((gate, up, down))
     return weights
 
 
@@ -53,6 +57,8 @@ def bank_in_place(model: UnifiedModel, masks: Mapping[str, Tensor]) -> dict[str,
     Each layer's neurons are put in the order: of the first mask only, of both, of the second only, of neither.
     Nothing may run on the model meanwhile; `restore` puts them back. `FlashUError` if they are arranged for others.
     """
+    if model.quantization is not None:
+        raise FlashUError("quantized FFN neurons cannot be moved: leave in_place out, so that they are copied")
     for index in masks.values():
         _check(model, index)
     banks: dict[str, list[FFNWeights]] = {name: [] for name in masks}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flashu.models.protocol import UnifiedModel
+from flashu.models.quantize import plain
 from flashu.runtime.tokens import Tokens
 
 
@@ -39,6 +40,6 @@ class FFNNorms:
 def wanda(model: UnifiedModel, norms: Tensor) -> Tensor:
     """Importance of each neuron of the checkpoint [layers, neurons]: activation norm times the sum of |weights| that
     read it (Eq. 2)."""
-    reads = torch.stack([layer.mlp.down_proj.weight.float().abs().sum(0) for layer in model.layers])
+    reads = torch.stack([plain(layer.mlp.down_proj.weight).float().abs().sum(0) for layer in model.layers])
     scores = norms * reads.to(norms.device)
     return torch.stack([layer.mlp.stored(own) for layer, own in zip(model.layers, scores, strict=True)])

@@ -30,10 +30,13 @@ def ask(
     calibration: opt.CalibrationFile = None,
     in_place: opt.InPlace = False,
     offload: opt.Offload = False,
+    quantize: opt.Quantize = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Answer questions about an image or video, one line each; written as it is found if the output is a terminal."""
-    engine = open_engine(model, preset, dtype, device, calibration, in_place=in_place, offload=offload)
+    engine = open_engine(
+        model, preset, dtype, device, calibration, in_place=in_place, offload=offload, quantize=quantize
+    )
     from flashu.models.showo2.video import Video, is_video
 
     shown = Video.open(image, frames) if is_video(image) else str(image)

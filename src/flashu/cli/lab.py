@@ -19,7 +19,7 @@ from flashu.errors import FlashUError
 
 NAMES = (
     "table1", "table2", "table3", "ablation", "pareto", "specialization", "vnorm", "similarity", "sensitivity",
-    "components", "cost",
+    "components", "cost", "quantization",
 )  # fmt: skip
 """Known without importing the lab itself."""
 ALL, REPORT = "all", "report"

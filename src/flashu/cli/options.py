@@ -37,3 +37,6 @@ InPlace = Annotated[
 Offload = Annotated[
     bool, typer.Option("--offload", help="Keep the weights in main memory; each visits the device when needed.")
 ]
+Quantize = Annotated[
+    str | None, typer.Option("--quantize", help="int8, int8-weight, fp8 or fp8-weight, through torchao.")
+]

@@ -128,9 +128,11 @@ def names(model: nn.Module) -> list[str]:
 
 
 def stored(model: nn.Module, name: str) -> Tensor:
-    """A parameter as the checkpoint has it: FFN neurons in its order."""
+    """A parameter as the checkpoint has it: FFN neurons in its order, quantized values as plain numbers."""
     ffn, _, projection = name.removesuffix(".weight").rpartition(".")
     owner, value = model.get_submodule(ffn), _held(model, name).detach()
+    if type(value) is not Tensor:
+        value = value.dequantize()
     return owner.stored(value, owner.NEURONS[projection]) if isinstance(owner, GatedFFN) else value
 
 

@@ -133,7 +133,10 @@ def fingerprint(engine: Engine, task: Task) -> dict[str, Any]:
     told = recipe.to_dict()
     told["methods"] = [m.to_dict() for m in recipe.of(task)]
     del told["name"]
-    return {"model": checkpoint_hash(engine.model), "dtype": str(engine.model.dtype), "recipe": told, "masks": masks}
+    scheme = engine.model.quantization
+    narrow = {} if scheme is None else {"quantization": scheme}
+    about = {"model": checkpoint_hash(engine.model), "dtype": str(engine.model.dtype), **narrow}
+    return about | {"recipe": told, "masks": masks}
 
 
 def _drawn_json(seen: Sequence[Detected], latent: Tensor) -> dict[str, Any]:

@@ -85,6 +85,10 @@ def load_processor(source: Source, device: Device = None, autoencoder: Source | 
 
 def save_model(model: ShowO2, folder: Source, processor: Processor | None = None) -> None:
     """Writes our format: model.safetensors, config.json and, with a processor, tokenizer.json and the autoencoder."""
+    if model.quantization is not None:
+        raise CheckpointError(
+            f"this model is quantized ({model.quantization}) and would not be what it was: save it before"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = {"format": "flashu", "model_type": "showo2", "config": model.config.to_dict()}

@@ -62,9 +62,13 @@ class CausalLM(nn.Module):
 
 
 class ShowO2(nn.Module):
-    """Native unified model: text tokens and image latents through one decoder, velocities out of a flow head."""
+    """Native unified model: text tokens and image latents through one decoder, velocities out of a flow head.
+
+    ``quantization``: the scheme its projections are quantized by, None if they are not.
+    """
 
     image_position_ids: Tensor
+    quantization: str | None = None
 
     def __init__(self, config: ShowO2Config) -> None:
         super().__init__()

@@ -1,0 +1,124 @@
+"""Narrower weights through torchao: the projections of the decoder and of the flow head, in eight bits."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flashu.errors import FlashUError
+from flashu.models.offload import offloaded
+from flashu.models.showo2.model import ShowO2
+
+log = logging.getLogger("flashu")
+
+SCHEMES = {
+    "int8": "Int8DynamicActivationInt8WeightConfig",
+    "int8-weight": "Int8WeightOnlyConfig",
+    "fp8": "Float8DynamicActivationFloat8WeightConfig",
+    "fp8-weight": "Float8WeightOnlyConfig",
+}
+"""torchao's configuration by our name; without -weight, activations are quantized too, as they come."""
+PROBE = 64
+"""Side of the projection that is tried first."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was quantized: the modules by name, and the bytes of all the model's weights before and after."""
+
+    scheme: str
+    names: tuple[str, ...]
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        kinds = Counter([part for part in name.split(".") if not part.isdigit()][-1] for name in self.names)
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        return (
+            f"{self.scheme}: {len(self.names)} projections quantized ({told}); weights {self.before / 1e6:,.1f} MB "
+            f"-> {self.after / 1e6:,.1f} MB"
+        )
+
+
+@torch.no_grad()
+def quantize(model: ShowO2, scheme: str, *, lm_head: bool = False) -> Quantized:
+    """Quantize a model's decoder and flow head for good; returns, and logs, what that was applied to.
+
+    Embeddings, norms, the semantic layers and, unless asked for, ``lm_head`` stay (where it shares its weights with
+    the embeddings it takes a narrow copy). `FlashUError`, before anything is touched, for an unknown scheme, a model
+    that is quantized or offloaded, without torchao, or on a device that cannot compute so.
+    """
+    if scheme not in SCHEMES:
+        raise FlashUError(f"there is no quantization {scheme!r}: give {', '.join(SCHEMES)}")
+    if model.quantization is not None:
+        raise FlashUError(f"this model is quantized already ({model.quantization}): load it anew")
+    if offloaded(model):
+        raise FlashUError("an offloaded model cannot be quantized: load it without offload")
+    if any(layer.mlp.order is not None for layer in model.layers):  # type: ignore[union-attr]
+        raise FlashUError("this model's FFN neurons are arranged in place: release() the engine that did it first")
+    _try(scheme, model.device, model.dtype)
+    parts = ("showo.model.layers.", "diffusion_head_a.", "diffusion_head_b.", *(["showo.lm_head"] if lm_head else []))
+    before = weight_bytes(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith(parts):
+            _apply(module, scheme)
+    names = tuple(n for n, m in model.named_modules() if isinstance(m, nn.Linear) and is_quantized(m.weight))
+    model.quantization = scheme
+    done = Quantized(scheme, names, before, weight_bytes(model))
+    log.info("%s", done)
+    return done
+
+
+def requantized(values: Tensor, scheme: str | None) -> Tensor:
+    """A weight [out, in] under a scheme; itself under none."""
+    if scheme is None:
+        return values
+    linear = nn.Linear(1, 1, bias=False, device="meta")
+    linear.weight = nn.Parameter(values, requires_grad=False)
+    return _apply(linear, scheme).weight.detach()
+
+
+def plain(weight: Tensor) -> Tensor:
+    """A weight as plain numbers."""
+    return weight.dequantize() if is_quantized(weight) else weight
+
+
+def is_quantized(weight: Tensor) -> bool:
+    return type(weight) not in (Tensor, nn.Parameter)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters, quantized ones at their true size; tied ones once."""
+    return sum(_bytes(p) for p in model.parameters())
+
+
+def _bytes(tensor: Tensor) -> int:
+    if not is_quantized(tensor):
+        return tensor.nbytes
+    inside: Any = tensor
+    return sum(_bytes(getattr(tensor, part)) for part in inside.__tensor_flatten__()[0])
+
+
+def _apply(linear: nn.Linear, scheme: str) -> nn.Linear:
+    try:
+        from torchao import quantization
+    except ImportError as error:
+        raise FlashUError('quantization needs torchao: pip install "flashu[quant]"') from error
+    config: Any = getattr(quantization, SCHEMES[scheme])(set_inductor_config=False)
+    quantization.quantize_(linear, config)
+    return linear
+
+
+def _try(scheme: str, device: torch.device, dtype: torch.dtype) -> None:
+    probe = nn.Linear(PROBE, PROBE, bias=False, device=device, dtype=dtype)
+    try:
+        _apply(probe, scheme)(torch.ones(1, PROBE, device=device, dtype=dtype))
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        others = ", ".join(name for name in SCHEMES if name != scheme)
+        raise FlashUError(f"{device} cannot compute in {scheme} ({reason}): try {others}") from error
