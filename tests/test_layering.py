@@ -17,6 +17,7 @@ FLOORS = [
     {"recipe", "runtime", "cost", "train"},
     {"loops", "run"},
     {"requests"},
+    {"stories"},
     {"calibrate"},
     {"fitted", "explain"},
     {"engine"},

@@ -16,6 +16,7 @@ from flashu.calibrate.calibration import Calibration
 from flashu.errors import FlashUError, PromptError
 from flashu.explain import Sizes, tabulate
 from flashu.fitted import Fitted
+from flashu.loops.canvas import Earlier
 from flashu.loops.denoise import OnStep, denoise
 from flashu.models.offload import offloaded
 from flashu.models.showo2.model import ShowO2
@@ -28,6 +29,7 @@ from flashu.run import Record, Run
 from flashu.runtime.memory import enough_memory
 from flashu.runtime.rooms import Rooms
 from flashu.runtime.sampling import chooser
+from flashu.stories import History, histories, stories
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,7 @@ class Engine:
         self,
         prompts: str | Sequence[str],
         *,
+        history: History | Sequence[History] | None = None,
         seed: int | Sequence[int] = 0,
         images_per_prompt: int = 1,
         steps: int | None = None,
@@ -120,6 +123,9 @@ class Engine:
     ) -> Generation:
         """Draw ``images_per_prompt`` images of each prompt.
 
+        ``history``: (text, image) pairs that stand before a prompt in its row; with a list of prompts, a list of them
+        for each. An image is a picture or the latents of one drawn, in the size of the image to draw, and stays as it
+        is. The unconditional branch does not see it.
         ``seed``: of the first image, counted up from there, or one per image; an image depends on its own seed, not
         on its batch (up to rounding; a layer-skipping list, though, is the batch's). ``steps``: forwards before the
         recipe shortens them. ``guidance``: scale s0; 0 or 1 draws without an unconditional branch. ``height``,
@@ -131,9 +137,9 @@ class Engine:
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         if not listed or images_per_prompt < 1:
             raise PromptError("nothing to draw: give at least one prompt and one image per prompt")
+        before = None if history is None else histories(history, listed, isinstance(prompts, str))
         ids = [self.processor.text.prompt(p) for p in listed]
         texts = [p for p in listed for _ in range(images_per_prompt)]
-        wanted = [row for row in ids for _ in range(images_per_prompt)]
         seeds = list(range(seed, seed + len(texts))) if isinstance(seed, int) else [int(s) for s in seed]
         if len(seeds) != len(texts):
             raise FlashUError(f"{len(seeds)} seeds for {len(texts)} images: give one seed or one per image")
@@ -143,6 +149,11 @@ class Engine:
             raise FlashUError(f"guidance must be a finite number of at least 0, got {scale}")
         size = requests.latent_size(self.model, self.processor, height or defaults.height, width or defaults.width)
         chunk = positive("batch_size", len(texts) if batch_size is None else batch_size)
+        earlier: list[Earlier] | None = None
+        if before is not None:
+            ids, given = stories(self.model, self.processor, listed, before, size)
+            earlier = [seen for seen in given for _ in range(images_per_prompt)]
+        wanted = [row for row in ids for _ in range(images_per_prompt)]
         self.prepare("generation", prompt=texts[0])
 
         noise = torch.stack([flow.noise((self.model.config.image_latent_dim, *size), s) for s in seeds])
@@ -151,8 +162,9 @@ class Engine:
         latents, trace = [], []
         for at in range(0, len(texts), chunk):
             part = wanted[at : at + chunk]
+            shown = None if earlier is None else earlier[at : at + chunk]
             run, canvas = requests.drawing(
-                self.fitted.runner(self.model), self.processor, self.recipe, part, size, steps, scale
+                self.fitted.runner(self.model), self.processor, self.recipe, part, size, steps, scale, shown
             )
             times = flow.times(run.forwards, defaults.shift if shift is None else shift, self.recipe.solver)
             with enough_memory(

@@ -8,9 +8,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from flashu.errors import FlashUError, ImageError
+from flashu.errors import FlashUError, ImageError, RecipeError
 from flashu.loops import canvas as rows
-from flashu.loops.canvas import IMAGE_BLOCK, Canvas
+from flashu.loops.canvas import IMAGE_BLOCK, Canvas, Earlier
 from flashu.loops.decode import decode
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Picture, Processor
@@ -39,14 +39,27 @@ def latent_size(model: ShowO2, processor: Processor, height: int, width: int) ->
 
 
 def drawing_rows(
-    model: ShowO2, processor: Processor, prompts: list[list[int]], size: tuple[int, int], *, guided: bool, padded: bool
+    model: ShowO2,
+    processor: Processor,
+    prompts: list[list[int]],
+    size: tuple[int, int],
+    *,
+    guided: bool,
+    padded: bool,
+    earlier: Sequence[Earlier] | None = None,
 ) -> Canvas:
-    """The rows that draw ``prompts`` (token ids), followed under guidance by as many of the empty prompt."""
+    """The rows that draw ``prompts`` (token ids), followed under guidance by as many of the empty prompt.
+
+    ``earlier``: the images in each prompt. The original shows the unconditional rows none.
+    """
     text, p = processor.text, model.config.patch_size
     count = (size[0] // p) * (size[1] // p)
-    every = prompts + [text.null_prompt()] * (len(prompts) if guided else 0)
+    nulls = len(prompts) if guided else 0
+    every = prompts + [text.null_prompt()] * nulls
     if not padded:
-        return rows.packed(every, count)
+        return rows.packed(every, count, None if earlier is None else [*earlier, *[()] * nulls])
+    if earlier is not None:
+        raise RecipeError("the released FlashU program draws one image per row: leave reference mode to draw a story")
     length = text.max_text + count + 5
     return rows.padded([text.padded_row(r, count, length) for r in every], [len(r) for r in every], count)
 
@@ -59,11 +72,13 @@ def drawing(
     size: tuple[int, int],
     steps: int,
     scale: float,
+    earlier: Sequence[Earlier] | None = None,
 ) -> tuple[Run, Canvas]:
-    """A run that draws one image per prompt. Scale 0 (the original's "off") and 1 need no unconditional branch."""
+    """A run that draws one image per prompt, which may hold ``earlier`` ones. Scale 0 (the original's "off") and 1 need
+    no unconditional branch."""
     assert isinstance(runner.model, ShowO2)
     guided = scale not in (0, 1)
-    canvas = drawing_rows(runner.model, processor, prompts, size, guided=guided, padded=recipe.padded)
+    canvas = drawing_rows(runner.model, processor, prompts, size, guided=guided, padded=recipe.padded, earlier=earlier)
     forwards = positive("forwards", recipe.forwards(steps))
     return Run(runner, recipe, "generation", forwards, guidance=scale if guided else None), canvas
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from flashu.loops.canvas import Canvas
@@ -12,6 +13,7 @@ from flashu.models.layers import KeyValue
 from flashu.plan import LayerPlan, Plan, Seen, Step, Task
 from flashu.recipe import Recipe
 from flashu.runtime.runner import KV, Runner, View
+from flashu.runtime.tokens import TEXT
 
 HISTORY = 3
 """Head features kept: as many as a polynomial of order two needs."""
@@ -112,8 +114,8 @@ class Run:
         self.trace.append(Record(step, plan, rows, tokens, past, similarity))
 
     def prefix(self, layers: LayerPlan, canvas: Canvas) -> Prefix:
-        """The prompts' keys and values under ``layers``: text before the image never sees it, so they are computed
-        once per layer plan (law a)."""
+        """The prompts' keys and values under ``layers``: what stands before the image never sees it, so they are
+        computed once per layer plan (law a)."""
         key = (layers, canvas.tokens.shape[0])
         if key not in self._prefixes:
             self._prefixes[key] = self._prefill(layers, canvas)
@@ -127,9 +129,16 @@ class Run:
         assert canvas.prompt_of is not None
         view = runner.view(canvas.prefix, head=True)
         x = model.embed_text(canvas.prefix_ids.to(model.device))
+        e_t, where = None, None
+        if canvas.shown:
+            # Earlier images are data, t = 1, whatever the time of the one that is drawn.
+            e_t, _ = model.embed_time(torch.ones(1, device=model.device))
+            where = (canvas.prefix.block != TEXT).to(model.device)
+            for row, at, block in canvas.shown:
+                x[row, at : at + len(block)] = block
         done = runner.backbone(x, canvas.prefix, layers, view=view, keep=True)
         assert isinstance(done.kv, KV)
-        _, head = runner.head(done.hidden, None, view, None, None)
+        _, head = runner.head(done.hidden, e_t, view, None, where)
         kv = done.kv.rows(canvas.prompt_of)
         index = canvas.prompt_of.to(model.device)
         seen = runner.view(canvas.tokens, kv.tokens[0], head=True)

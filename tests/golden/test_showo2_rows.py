@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import flashu
+from flashu import flow
 from flashu.loops import canvas
 from flashu.loops.decode import decode
-from flashu.loops.denoise import look, velocity
+from flashu.loops.denoise import denoise, look, velocity
 from flashu.models.showo2 import naive
 from flashu.models.showo2.processor import pixels
 from flashu.plan import Plan
 from flashu.recipe import exact
-from flashu.requests import question_rows
+from flashu.requests import blocks, question_rows
 from flashu.run import Run
 from flashu.runtime.runner import Runner
 from flashu.runtime.tokens import visible
@@ -67,6 +68,43 @@ def test_frames_are_fitted_on_black(which: str, rows: Goldens) -> None:
     fitted = pixels(rows[f"{which}.frame"].numpy(), 24, 24, whole=True)
     levels = (fitted[0].permute(1, 2, 0) * 0.5 + 0.5).mul(255).round().to(torch.uint8)
     assert torch.equal(levels, rows[f"{which}.padded"])
+
+
+def story(rows: Goldens, tiny: flashu.ShowO2, guided: bool) -> canvas.Canvas:
+    """The rows of `m`: a third image after two, and the unconditional row, which sees neither."""
+    ids, where = rows["m.text_tokens"], rows["m.modality_positions"]
+    seen = blocks(tiny, rows["m.history"])
+    (first, _), (second, _), (third, _) = where[0].tolist()
+    prompts = [ids[0, :third].tolist(), ids[1, :2].tolist()]
+    earlier = [((first, seen[0]), (second, seen[1])), ()]
+    return canvas.packed(prompts[: 1 + guided], 16, earlier[: 1 + guided])
+
+
+@pytest.mark.parametrize(("group", "guidance"), [("m", 5.0), ("m_nocfg", None)])
+@torch.inference_mode()
+def test_an_image_after_others(group: str, guidance: float | None, rows: Goldens, tiny: flashu.ShowO2) -> None:
+    """Each velocity along the golden trajectory, and the whole drawing."""
+    times, rows_of = flow.grid(7, 3.0), story(rows, tiny, guidance is not None)
+    run = Run(Runner(tiny), exact(), "generation", 7, guidance=guidance)
+    for n in range(7):
+        e_t, time_token = tiny.embed_time(times[n : n + 1])
+        z, plan = rows[f"{group}.x"][n], Plan(guidance=guidance)
+        look(run, rows_of, plan, z, e_t, time_token[None], None)
+        close(velocity(run, plan, z, e_t), rows[f"{group}.v"][n], 5e-4)
+    run = Run(Runner(tiny), exact(), "generation", 7, guidance=guidance)
+    close(denoise(run, rows_of, rows["m.z"], times), rows[f"{group}.final"], ODE)
+
+
+@torch.inference_mode()
+def test_the_naive_story_is_the_original(rows: Goldens, tiny: flashu.ShowO2) -> None:
+    """The yardstick too: whole padded rows, every slot spliced and modulated at its own time."""
+    ids, where, t = rows["m.text_tokens"], rows["m.modality_positions"], flow.grid(7, 3.0)[3]
+    z = rows["m.x"][3]
+    latents = torch.cat((rows["m.history"], z, z, z, z))
+    times = torch.ones(6)
+    times[2] = times[5] = t
+    _, v = naive.forward(tiny, ids, latents, times, naive.omni_mask(ids.shape[1], where), where)
+    close(flow.guide(v[2], v[5], 5.0)[None], rows["m.v"][3], 5e-4)
 
 
 @pytest.mark.parametrize("group", ["h", "h_twice"])

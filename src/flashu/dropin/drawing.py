@@ -16,6 +16,7 @@ from flashu.loops.denoise import evaluate
 from flashu.models.showo2.model import ShowO2
 from flashu.plan import Plan, Seen, Step
 from flashu.recipe import Recipe
+from flashu.requests import blocks
 from flashu.run import Run
 
 log = logging.getLogger("flashu")
@@ -23,7 +24,10 @@ log = logging.getLogger("flashu")
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One evaluation as the original asks for it: R rows, under guidance [conditional; unconditional]."""
+    """One evaluation as the original asks for it: R rows, under guidance [conditional; unconditional].
+
+    ``last_only``: a row holds several images, of which the last one is drawn and the others stay as they are.
+    """
 
     latents: Tensor
     t: Tensor
@@ -31,21 +35,63 @@ class Call:
     mask: object
     positions: Tensor
     guidance: float
+    last_only: bool = False
+
+    @property
+    def halves(self) -> int:
+        return 2 if self.guidance > 0 else 1
+
+    @property
+    def slots(self) -> int:
+        """Images per row."""
+        return self.positions.shape[1]
 
     @property
     def images(self) -> int:
-        """Distinct images."""
-        return len(self.latents) // (2 if self.guidance > 0 else 1)
+        """Distinct images that are drawn."""
+        return len(self.latents) // (self.halves * self.slots)
+
+    @property
+    def moving(self) -> Tensor:
+        """The latents that are drawn, in each half [halves * images, c, H, W]."""
+        return self.latents[self.slots - 1 :: self.slots]
+
+    @property
+    def drawn(self) -> Tensor:
+        """The same, once [images, c, H, W]."""
+        return self.moving[: self.images]
+
+    @property
+    def held(self) -> Tensor:
+        """The latents before them in their row [slots - 1, c, H, W]."""
+        return self.latents[: self.slots - 1]
+
+    def placed(self, v: Tensor) -> Tensor:
+        """What the original returns: the drawn images' velocity in each half, and none of the held ones."""
+        if self.slots == 1:
+            return torch.cat([v] * self.halves)
+        out = v.new_zeros(self.latents.shape)
+        out[self.slots - 1 :: self.slots] = v
+        return out
 
     def unlike_any_drawing(self, patch: int) -> str | None:
         """Why this cannot be computed as one image block per row; None if it can. Cheap: looks at shapes only."""
         if not isinstance(self.latents, Tensor) or self.latents.ndim != 4:
             return "the latents are not one frame per row"
         count, _, height, width = self.latents.shape
-        if len(self.ids) != count or tuple(self.positions.shape) != (count, 1, 2) or self.t.numel() != count:
-            return "a row holds more than one image"
-        if self.guidance > 0 and count % 2:
+        rows = len(self.ids)
+        if (
+            tuple(self.positions.shape) != (rows, self.slots, 2)
+            or count != rows * self.slots
+            or self.t.numel() != count
+        ):
+            return "there is not one image, and one time, per slot"
+        if rows % self.halves:
             return "guidance needs an even number of rows"
+        if self.slots > 1 and not self.last_only:
+            return "a row holds more than one image, and all of them are drawn"
+        if self.last_only and rows > self.halves:
+            return "of several rows only the last image is drawn"
         if bool((self.positions[..., 1] != (height // patch) * (width // patch) + 1).any()):
             return "the image tokens are not those of the latents"
         return None
@@ -54,8 +100,12 @@ class Call:
         """Why a first evaluation cannot begin a drawing; None if it can."""
         if not draws(self.mask, self.positions, self.ids.shape[1]):
             return "the mask is not causal text with one image block"
-        if self.guidance > 0 and not torch.equal(*self.latents.chunk(2)):
+        if self.halves == 2 and not torch.equal(*self.moving.chunk(2)):
             return "the two guidance halves have different latents"
+        if self.slots > 1:
+            starts, length = self.positions[..., 0], self.positions[0, 0, 1]
+            if bool((starts[0].diff() < length).any()) or bool(starts[1:].diff().any()):
+                return "the images of a row are not one after another, the last one alone in the unconditional row"
         return None
 
 
@@ -67,6 +117,7 @@ class Drawing:
     canvas: Canvas
     ids: Tensor
     shape: torch.Size
+    held: Tensor
     guidance: float
     texts: Tensor | None
     hint: int | None
@@ -83,6 +134,7 @@ class Drawing:
             and call.guidance == self.guidance
             and call.ids.shape == self.ids.shape
             and torch.equal(call.ids, self.ids)
+            and torch.equal(call.held, self.held)
         )
 
     def velocity(self, call: Call, t: float) -> Tensor:
@@ -93,7 +145,7 @@ class Drawing:
         total = max(total, index + 1)
         self._check(total)
         self.run.forwards = total
-        model, z = self.run.runner.model, call.latents[: call.images]
+        model, z = self.run.runner.model, call.drawn
         e_t, time_token = model.embed_time(call.t.reshape(-1)[:1].to(model.device))
         step = Step("generation", "denoise", index, total)
         self.made.append((self.run.seen, self.run.recipe.plan(step, self.run.seen, self.run.guidance)))
@@ -117,14 +169,19 @@ class Drawing:
                 return
 
 
-def lay_out(call: Call, padded: bool) -> Canvas:
-    """The rows of a call: the text before each image once and the image block, or whole rows as they stand."""
-    starts = call.positions[:, 0, 0].tolist()
+def lay_out(model: ShowO2, call: Call, padded: bool) -> Canvas:
+    """The rows of a call: what stands before each drawn image once and the image block, or whole rows as they stand."""
+    *before, starts = call.positions[:, :, 0].T.tolist()
     count = int(call.positions[0, 0, 1]) - 1
     listed = call.ids.tolist()
     if padded:
         return rows.padded(listed, starts, count)
-    return rows.packed([row[:start] for row, start in zip(listed, starts, strict=True)], count)
+    prompts = [row[:start] for row, start in zip(listed, starts, strict=True)]
+    if not before:
+        return rows.packed(prompts, count)
+    seen = [(at, block) for (at, *_), block in zip(before, blocks(model, call.held), strict=True)]
+    # In the unconditional row all images lie in one place, and the last one covers the others.
+    return rows.packed(prompts, count, [seen, ()][: call.halves])
 
 
 def absolute(recipe: Recipe) -> int | None:

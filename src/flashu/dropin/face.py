@@ -53,9 +53,11 @@ class Face:
         **kwargs: Any,
     ) -> Any:
         """One evaluation: velocity [R, c, H, W], under guidance the guided one twice."""
-        call = Call(image_latents, t, text_tokens, attention_mask, modality_positions, guidance_scale)
-        # The flags hold frames or images still; of one image that is no video, none.
-        if not first_frame_as_cond and not (only_denoise_last_image and call.images > 1):
+        call = Call(
+            image_latents, t, text_tokens, attention_mask, modality_positions, guidance_scale, only_denoise_last_image
+        )
+        # This flag holds the first frame of a video still.
+        if not first_frame_as_cond:
             v = self.behind.velocity(self.module, call)
             if v is not None:
                 return v

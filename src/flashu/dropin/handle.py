@@ -84,6 +84,9 @@ class DropIn:
         if why := call.unlike_any_drawing(self.model.config.patch_size):
             self._leave(why)
             return None
+        if call.slots > 1 and self.recipe.padded:
+            self._leave("the released FlashU program draws one image per row")
+            return None
         times = call.t.reshape(-1).tolist()
         if min(times) != max(times):
             self._leave("the rows are at different times")
@@ -96,7 +99,7 @@ class DropIn:
             drawing = self._begin(call)
         v = drawing.velocity(call, times[0])
         self._last = drawing.run.forwards
-        return torch.cat((v, v)) if call.guidance > 0 else v
+        return call.placed(v)
 
     def _begin(self, call: Call) -> Drawing:
         hint = absolute(self.recipe)
@@ -106,7 +109,7 @@ class DropIn:
                 tune_on_drawing(self.fitted, self.model, call, hint or self._last)
             self._ready("generation")
             runner, recipe = self.fitted.runner(self.model), self.recipe
-        canvas = lay_out(call, recipe.padded)
+        canvas = lay_out(self.model, call, recipe.padded)
         guidance = call.guidance if call.guidance > 0 else None
         run = Run(runner, recipe, "generation", hint or self._last, guidance=guidance)
         drawing = Drawing(
@@ -114,6 +117,7 @@ class DropIn:
             canvas,
             call.ids.clone(),
             call.latents.shape,
+            call.held.clone(),
             call.guidance,
             embedded(self.model, canvas),
             hint,

@@ -44,15 +44,15 @@ def moved_to_training(tokens: Tokens) -> Tokens:
 
 
 def draws(mask: object, positions: Tensor, length: int) -> bool:
-    """Whether a mask is the one for images at ``positions`` [R, 1, 2] in rows of ``length`` tokens.
+    """Whether a mask is the one for images at ``positions`` [R, M, 2] in rows of ``length`` tokens.
 
-    What lies after an image does not count: it cannot reach the image. A block mask is not dense, but made from the
-    positions by its only maker, and taken at its word.
+    What lies after the last image does not count: it cannot reach the image. A block mask is not dense, but made from
+    the positions by its only maker, and taken at its word.
     """
     if not isinstance(mask, Tensor):
         return mask is not None
     if mask.shape != (len(positions), 1, length, length):
         return False
     wanted = naive.omni_mask(length, positions.to(mask.device))
-    counts = torch.arange(length, device=mask.device) < positions.to(mask.device).sum(-1)
+    counts = torch.arange(length, device=mask.device) < positions.to(mask.device).sum(-1).amax(-1, keepdim=True)
     return bool(((wanted == allowed(mask)) | ~counts[:, None, :, None]).all())

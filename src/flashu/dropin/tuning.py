@@ -39,14 +39,13 @@ def tune_on_drawing(fitted: Fitted, model: ShowO2, call: Call, forwards: int) ->
     runner = Runner(model, observer=norms)
     with torch.inference_mode():
         if fitted.recipe.reference:
-            canvas = lay_out(call, padded=True).branch(call.images)
+            canvas = lay_out(model, call, padded=True).branch(call.images)
             assert canvas.ids is not None
             runner.backbone(model.embed_text(canvas.ids.to(model.device)), canvas.tokens, LayerPlan())
         else:
             guidance = call.guidance if call.guidance > 0 else None
             run = Run(runner, exact(), "generation", forwards, guidance=guidance)
-            z = call.latents[: call.images].float()
-            denoise(run, lay_out(call, padded=False), z, flow.grid(forwards, SHIFT))
+            denoise(run, lay_out(model, call, padded=False), call.drawn.float(), flow.grid(forwards, SHIFT))
     _keep(fitted, model, "generation", wanda(model, norms.norms()), f"drawing {call.images} images")
 
 

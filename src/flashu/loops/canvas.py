@@ -6,7 +6,9 @@ Padded: the original's rows, computed whole every forward; the `reference` recip
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,13 +16,16 @@ from torch import Tensor
 from flashu.runtime.tokens import Tokens
 
 IMAGE_BLOCK = 1
+Earlier: TypeAlias = Sequence[tuple[int, Tensor]]
+"""Images that stand in a row before the one to draw: where each begins, and its time and image tokens [N + 1, h]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
     """``tokens`` [R, S] are computed every forward; in row r the image block (time token, then N image tokens)
     is at ``block[r]`` [N + 1]. ``ids`` [R, S] their text, or None when they are the block alone. ``prefix``:
-    the distinct prompts' tokens [U, P] and ``prefix_ids``; row r continues prompt ``prompt_of[r]``.
+    the distinct prompts' tokens [U, P] and ``prefix_ids``; row r continues prompt ``prompt_of[r]``. ``shown``:
+    images in the prompts, as (prompt, position, tokens).
     """
 
     tokens: Tokens
@@ -29,6 +34,7 @@ class Canvas:
     prefix: Tokens | None
     prefix_ids: Tensor | None
     prompt_of: Tensor | None
+    shown: tuple[tuple[int, int, Tensor], ...] = ()
 
     @property
     def is_image(self) -> Tensor | None:
@@ -40,24 +46,31 @@ class Canvas:
     def branch(self, rows: int) -> Canvas:
         """The first ``rows`` rows."""
         index = torch.arange(rows)
-        return Canvas(
-            self.tokens.rows(index),
-            self.block[index],
-            None if self.ids is None else self.ids[index],
-            self.prefix,
-            self.prefix_ids,
-            None if self.prompt_of is None else self.prompt_of[index],
+        return replace(
+            self,
+            tokens=self.tokens.rows(index),
+            block=self.block[index],
+            ids=None if self.ids is None else self.ids[index],
+            prompt_of=None if self.prompt_of is None else self.prompt_of[index],
         )
 
 
-def packed(rows: list[list[int]], image_tokens: int) -> Canvas:
-    """Prompt rows [bos, ..., boi], each followed by its image block; equal prompts share one prefix."""
-    distinct = {tuple(row): None for row in rows}
-    order = {row: n for n, row in enumerate(distinct)}
-    lengths = [len(row) for row in distinct]
+def packed(rows: list[list[int]], image_tokens: int, earlier: Sequence[Earlier] | None = None) -> Canvas:
+    """Prompt rows [bos, ..., boi], each followed by its image block; equal prompts share one prefix.
+
+    ``earlier``: the images in each row's prompt, where its ids are placeholders.
+    """
+    images = [()] * len(rows) if earlier is None else earlier
+    keys = [(tuple(row), tuple((at, id(block)) for at, block in seen)) for row, seen in zip(rows, images, strict=True)]
+    distinct = dict(zip(keys, images, strict=True))
+    order = {key: n for n, key in enumerate(distinct)}
+    lengths = [len(row) for row, _ in distinct]
     ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-    for n, row in enumerate(distinct):
+    prefix = Tokens.text(lengths)
+    for n, ((row, _), seen) in enumerate(distinct.items()):
         ids[n, : len(row)] = torch.tensor(row)
+        for number, (at, block) in enumerate(seen, start=1):
+            prefix.with_block(n, at, at + len(block), IMAGE_BLOCK + number)
     size = (len(rows), image_tokens + 1)
     start = torch.tensor([len(row) for row in rows])[:, None]
     tokens = Tokens(
@@ -66,8 +79,9 @@ def packed(rows: list[list[int]], image_tokens: int) -> Canvas:
         valid=torch.ones(size, dtype=torch.bool),
         visual=(torch.arange(image_tokens + 1) > 0).expand(size),
     )
-    prompt_of = torch.tensor([order[tuple(row)] for row in rows])
-    return Canvas(tokens, torch.arange(image_tokens + 1).expand(size), None, Tokens.text(lengths), ids, prompt_of)
+    prompt_of = torch.tensor([order[key] for key in keys])
+    shown = tuple((n, at, block) for n, seen in enumerate(distinct.values()) for at, block in seen)
+    return Canvas(tokens, torch.arange(image_tokens + 1).expand(size), None, prefix, ids, prompt_of, shown)
 
 
 def padded(rows: list[list[int]], starts: list[int], image_tokens: int) -> Canvas:

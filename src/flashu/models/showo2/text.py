@@ -74,6 +74,16 @@ class Text:
         """[bos, words, boi]; a blank or overlong prompt raises ``PromptError`` (nothing is cut off silently)."""
         return [self.ids.bos, *self._checked("prompt", text, self.max_text), self.ids.boi]
 
+    def story(self, texts: Sequence[str], image_tokens: int) -> tuple[list[int], list[int]]:
+        """Ids [bos, words, boi, image, eoi, words, boi, image, eoi, ..., words, boi] with ``image_tokens`` + 1 places
+        for each image, and where each image begins. Only the last text must have words."""
+        row, starts = [self.ids.bos], []
+        for text in texts[:-1]:
+            row += [*(self._checked("text before an image", text, self.max_text) if text else ()), self.ids.boi]
+            starts.append(len(row))
+            row += [*[self.ids.img_pad] * (image_tokens + 1), self.ids.eoi]
+        return row + self.prompt(texts[-1])[1:], starts
+
     def null_prompt(self) -> list[int]:
         """The unconditional prompt, [bos, boi]."""
         return [self.ids.bos, self.ids.boi]
