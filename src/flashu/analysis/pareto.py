@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DENSE = "generation, dense prompts"
 UND, LONG_UND = "understanding", f"understanding, speed of {LONG}-token answers"
 KINDS = {
+    "vanilla": INK,
     "FlashU": COLOURS[1],
     "tuned preset": COLOURS[4],
     "fewer Euler steps": COLOURS[0],
@@ -135,7 +136,7 @@ def spread(places: Sequence[float], apart: float) -> list[float]:
 def kind_of(label: str) -> str:
     """The kind of a contender by the name a table gives it."""
     if label.startswith(VANILLA):
-        return "fewer Euler steps"
+        return "vanilla" if label == VANILLA else "fewer Euler steps"
     for start, kind in {"FlashU": "FlashU", "tuned": "tuned preset"}.items():
         if label.startswith(start):
             return kind
