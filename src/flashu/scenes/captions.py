@@ -77,7 +77,8 @@ def relations(scene: Scene) -> list[tuple[Object, str, Object]]:
     """Every true (a, relation, b) between two objects that their kinds identify."""
     counts = Counter(o.kind for o in scene.objects)
     unique = [o for o in scene.objects if counts[o.kind] == 1]
-    return [(a, r, b) for a, b in permutations(unique, 2) for r in RELATIONS if holds(r, a.centre, b.centre, MARGIN)]
+    margin = MARGIN + scene.world.doubt
+    return [(a, r, b) for a, b in permutations(unique, 2) for r in RELATIONS if holds(r, a.centre, b.centre, margin)]
 
 
 def facts(scene: Scene) -> dict[str, list[tuple]]:

@@ -1,6 +1,6 @@
 """The exact detector: reads an image back into objects, each by the nearest template.
 
-Where objects have squares, it looks into every square; where they lie freely, around every connected blot.
+Where every object has a square of its own, it looks into each; else around every connected blot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .world import BACKGROUND, COLUMNS, ROWS, SCENES, SQUARE, Object, Point, Scene, World, coverage
+from .world import BACKGROUND, COLUMNS, ROWS, SCENES, SQUARE, Object, Point, Scene, World, coverage, named
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +49,11 @@ class Detected:
 
 @cache
 def _templates(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(differences to the background [K, room*room*3], their energies [K], labels [K, 4]: shape, colour, dx, dy)."""
+    """(differences to the background [K, 16*16*3], their energies [K], labels [K, 4]: shape, colour, dx, dy)."""
     shapes, colours = len(world.shapes), len(world.colours)
     grid = [(s, x, y) for s in range(shapes) for x in range(len(OFFSETS)) for y in range(len(OFFSETS))]
     s, x, y = np.array(grid).T
-    alpha = coverage(world, s, OFFSETS[x], OFFSETS[y]).reshape(len(grid), 1, world.room**2, 1)
+    alpha = coverage(world, s, OFFSETS[x], OFFSETS[y]).reshape(len(grid), 1, SQUARE**2, 1)
     difference = alpha * (world.palette - BACKGROUND)[None, :, None]
     flat = difference.reshape(len(grid) * colours, -1).astype(np.float32)
     labels = [(si, c, OFFSETS[xi], OFFSETS[yi]) for si, xi, yi in grid for c in range(colours)]
@@ -80,7 +80,7 @@ def detect(pictures: Sequence[Picture] | np.ndarray | torch.Tensor, world: World
     """What each image shows, in reading order. A [n,S,S,3] uint8 array counts as n images."""
     difference = to_array(pictures, world) - BACKGROUND
     found: list[list[Detected]] = [[] for _ in difference]
-    index, corners, rooms = (_blots if world.free else _squares)(difference, world)
+    index, corners, rooms = (_squares if world.pitch == SQUARE else _blots)(difference, world)
     energy = (rooms**2).sum(1)
     templates, template_energy, labels = _templates(world)
     occupied = np.flatnonzero(energy > EMPTY_ENERGY * template_energy.mean())
@@ -89,17 +89,16 @@ def detect(pictures: Sequence[Picture] | np.ndarray | torch.Tensor, world: World
     residual = energy[occupied, None] + template_energy - 2 * rooms[occupied] @ templates.T
     best = residual.argmin(1)
     fits = residual[np.arange(len(best)), best] / template_energy[best] < WORST_FIT
-    half = world.room / 2
+    half = SQUARE / 2
     for image, (left, top), k, known in zip(index[occupied], corners[occupied], best, fits, strict=True):
         shape, colour, dx, dy = labels[k]
         centre = (int(left) + half + float(dx), int(top) + half + float(dy))
         names = (world.shapes[int(shape)], world.colours[int(colour)]) if known else (UNKNOWN, UNKNOWN)
-        column, row = (int(c // SQUARE) for c in centre)
-        found[image].append(Detected(*names, row, column, centre))
+        found[image].append(Detected(*names, *named(centre), centre))
     return [sorted(things, key=lambda o: (o.row, o.column)) for things in found]
 
 
-Rooms = tuple[np.ndarray, np.ndarray, np.ndarray]  # image of each [m], top left corner [m, 2], pixels [m, room*room*3]
+Rooms = tuple[np.ndarray, np.ndarray, np.ndarray]  # of each: image [m], top left corner [m, 2], pixels [m, 16*16*3]
 
 
 def _squares(difference: np.ndarray, world: World) -> Rooms:
@@ -112,21 +111,20 @@ def _squares(difference: np.ndarray, world: World) -> Rooms:
 
 
 def _blots(difference: np.ndarray, world: World) -> Rooms:
-    """The room around every blot, which shows nothing of the other blots."""
-    room, rooms = world.room, []
-    index, corners = [], []
+    """The surroundings of every blot, which show nothing of the other blots."""
+    index, corners, rooms = [], [], []
     for i, image in enumerate(difference):
         labels = _label(np.sqrt((image**2).sum(-1)) > BLOT)
         for blot in range(1, labels.max() + 1):
             ys, xs = np.nonzero(labels == blot)
-            middle = np.array([(xs.min() + xs.max() + 1) / 2, (ys.min() + ys.max() + 1) / 2])
-            left, top = np.clip(world.origin(middle), 0, world.size - room)
-            span = np.s_[top : top + room, left : left + room]
+            middle = np.array([xs.min() + xs.max() + 1, ys.min() + ys.max() + 1]) / 2
+            left, top = np.clip(np.rint(middle - SQUARE / 2).astype(int), 0, world.size - SQUARE)
+            span = np.s_[top : top + SQUARE, left : left + SQUARE]
             others = (labels[span] != blot) & (labels[span] != 0)
             rooms.append(np.where(others[..., None], 0, image[span]).ravel())
             index.append(i)
             corners.append((left, top))
-    shape = (len(rooms), room * room * 3)
+    shape = (len(rooms), SQUARE * SQUARE * 3)
     return np.array(index, int), np.array(corners, int).reshape(-1, 2), np.array(rooms, np.float32).reshape(shape)
 
 

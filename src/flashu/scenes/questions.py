@@ -135,10 +135,8 @@ def _position(scene: Scene, want: str, rng: np.random.Generator) -> Ask | None:
         return None
     i, j = rng.permutation(len(unique))[:2]
     a, b = unique[i], unique[j]
-    if want == "yes":
-        options = [r for r in RELATIONS if holds(r, a.centre, b.centre, MARGIN)]
-    else:
-        options = [r for r in RELATIONS if not holds(r, a.centre, b.centre, MARGIN - scene.world.doubt)]
+    margin = MARGIN + (scene.world.doubt if want == "yes" else -scene.world.doubt)
+    options = [r for r in RELATIONS if holds(r, a.centre, b.centre, margin) == (want == "yes")]
     if not options:
         return None
     words = {"x": _noun(a.shape, a.colour), "y": _noun(b.shape, b.colour), "r": _choose(options, rng)}

@@ -1,13 +1,14 @@
 """Worlds of coloured shapes on a plain ground: what can be in a picture, how it is placed, how it is drawn.
 
 A picture is a grid of squares of 16 pixels, an image token each. A square's name, like a seat's, is its row's digit and
-its column's letter ("2c"); an object's place is named by the square its centre lies in.
+its column's letter ("2c"). Objects are as large as a square and may lie across several; see `named`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -57,9 +58,9 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 class World:
     """What can be in a picture. ``side`` squares each way; up to ``most`` objects of ``radius`` pixels.
 
-    ``room``: pixels each way around an object's centre that no other object enters.
-    ``free``: objects may be anywhere inside the frame; else in the middle of a square, off by up to ``jitter`` pixels.
-    ``doubt``: pixels below the margin within which a relation is neither stated nor denied.
+    Centres lie on a grid of ``pitch`` pixels that begins in the middle of the first square, off by up to ``jitter``
+    pixels, and ``apart`` or more from each other along one axis. ``doubt``: pixels around the margin within which a
+    relation is neither stated nor denied.
     """
 
     name: str
@@ -68,9 +69,9 @@ class World:
     colours: tuple[str, ...]
     most: int
     radius: float
-    room: int
-    free: bool = False
-    jitter: float = 0.0
+    jitter: float
+    pitch: int = SQUARE
+    apart: int = SQUARE
     doubt: float = 0.0
 
     @property
@@ -102,11 +103,10 @@ class World:
         """float32 [colours, 3] in 0..1."""
         return np.array([PALETTE[c] for c in self.colours], np.float32) / 255
 
-    def origin(self, centres: np.ndarray) -> np.ndarray:
-        """Centres [n, 2] -> top left corners [n, 2] of the rooms objects are drawn in, whole pixels."""
-        if self.free:
-            return np.rint(centres - self.room / 2).astype(int)
-        return (centres // SQUARE).astype(int) * SQUARE
+    @property
+    def places(self) -> int:
+        """Places each way."""
+        return (self.size - SQUARE) // self.pitch + 1
 
 
 SCENES = World(
@@ -116,7 +116,6 @@ SCENES = World(
     colours=("red", "green", "blue", "yellow", "purple"),
     most=4,
     radius=6.0,
-    room=16,
     jitter=0.8,
 )
 HARD = World(
@@ -126,9 +125,10 @@ HARD = World(
     colours=tuple(PALETTE),
     most=5,
     radius=7.0,
-    room=18,
-    free=True,
-    doubt=MARGIN,
+    jitter=0.5,
+    pitch=SQUARE // 2,
+    apart=SQUARE * 3 // 2,
+    doubt=4.0,
 )
 WORLDS = {world.name: world for world in (SCENES, HARD)}
 
@@ -182,49 +182,36 @@ def holds(relation: str, a: Point, b: Point, margin: float) -> bool:
     return {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation] > margin
 
 
+def named(centre: Point) -> tuple[int, int]:
+    """(row, column) of the square that the upper left quarter of an object there lies in."""
+    column, row = (int((c - SQUARE / 4) // SQUARE) for c in centre)
+    return row, column
+
+
 def place(kinds: Sequence[Kind], rng: np.random.Generator, aligned: bool = False, world: World = SCENES) -> Scene:
     """Puts the kinds on random places of their own; `aligned` keeps them all in one row or one column."""
-    squares, offsets = (_scatter if world.free else _seat)(len(kinds), rng, aligned, world)
-    made = (
-        Object(row, column, shape, colour, float(dx), float(dy))
-        for (colour, shape), (row, column), (dx, dy) in zip(kinds, squares, offsets, strict=True)
-    )
-    return Scene(tuple(sorted(made)), world)
-
-
-Places = tuple[list[tuple[int, int]], np.ndarray]  # (row, column) of each, (dx, dy) [n, 2]
-
-
-def _seat(n: int, rng: np.random.Generator, aligned: bool, world: World) -> Places:
-    """Distinct squares, nearly in their middles."""
-    side = world.side
-    if aligned:
-        line, spots = int(rng.integers(side)), rng.permutation(side)[:n]
-        across = rng.random() < 0.5
-        squares = [(line, int(s)) if across else (int(s), line) for s in spots]
-    else:
-        squares = [divmod(int(c), side) for c in rng.permutation(side * side)[:n]]
-    return squares, rng.uniform(-world.jitter, world.jitter, (n, 2))
-
-
-def _scatter(n: int, rng: np.random.Generator, aligned: bool, world: World) -> Places:
-    """Anywhere inside the frame; everyone else stays out of an object's room. Crowded draws are drawn again."""
-    low, high = world.room / 2, world.size - world.room / 2
+    n, places = len(kinds), world.places
     while True:
-        xy = rng.uniform(low, high, (n, 2))
         if aligned:
-            axis = int(rng.integers(2))
-            xy[:, axis] = np.clip(xy[0, axis] + rng.uniform(-1, 1, n), low, high)
-        apart = np.abs(xy[:, None] - xy[None]).max(-1)
-        if (apart + world.room * np.eye(n) >= world.room).all():
+            line, spots = int(rng.integers(places)), rng.permutation(places)[:n]
+            across = rng.random() < 0.5
+            taken = [(line, int(s)) if across else (int(s), line) for s in spots]
+        else:
+            taken = [divmod(int(c), places) for c in rng.permutation(places * places)[:n]]
+        if all(max(abs(a - c), abs(b - d)) * world.pitch >= world.apart for (a, b), (c, d) in combinations(taken, 2)):
             break
-    squares = (xy // SQUARE).astype(int)
-    return [(int(y), int(x)) for x, y in squares], xy - (squares + 0.5) * SQUARE
+    jitter = rng.uniform(-world.jitter, world.jitter, (n, 2))
+    objects = []
+    for (colour, shape), (y, x), (dx, dy) in zip(kinds, taken, jitter, strict=True):
+        row, column = named((x * world.pitch + SQUARE / 2, y * world.pitch + SQUARE / 2))
+        off_x, off_y = x * world.pitch - column * SQUARE, y * world.pitch - row * SQUARE
+        objects.append(Object(row, column, shape, colour, off_x + float(dx), off_y + float(dy)))
+    return Scene(tuple(sorted(objects)), world)
 
 
 def coverage(world: World, shape: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Antialiased masks of shapes [n] (indices into the world's) displaced by dx, dy [n] px -> [n, room, room]."""
-    axis = np.arange(world.room, dtype=np.float32) - (world.room - 1) / 2
+    """Antialiased masks of shapes [n] (indices into the world's) displaced by dx, dy [n] px -> [n, SQUARE, SQUARE]."""
+    axis = np.arange(SQUARE, dtype=np.float32) - (SQUARE - 1) / 2
     x = axis[None, None, :] - dx[:, None, None].astype(np.float32)
     y = axis[None, :, None] - dy[:, None, None].astype(np.float32)
     distance = np.stack(np.broadcast_arrays(*(OUTLINES[name](x, y, world.radius) for name in world.shapes)))
@@ -242,10 +229,9 @@ def render(scenes: Iterable[Scene]) -> np.ndarray:
         shapes = np.array([world.shapes.index(o.shape) for _, o in items])
         colours = world.palette[[world.colours.index(o.colour) for _, o in items]]
         centres = np.array([o.centre for _, o in items])
-        corners = world.origin(centres)
-        off = centres - corners - world.room / 2
+        corners = np.rint((centres - SQUARE / 2) / world.pitch).astype(int) * world.pitch
+        off = centres - corners - SQUARE / 2
         alpha = coverage(world, shapes, off[:, 0], off[:, 1])[..., None]
-        span = np.arange(world.room)
-        x, y = (corners[:, axis, None] + span for axis in (0, 1))
+        x, y = (corners[:, axis, None] + np.arange(SQUARE) for axis in (0, 1))
         image[index, y[:, :, None], x[:, None, :]] = BACKGROUND + alpha * (colours[:, None, None] - BACKGROUND)
     return np.rint(image * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The embedded model's own score table: `python -m flashu.bench.quality.board -o docs/scenes-scores.md`.
+"""An embedded model's own score table: `python -m flashu.bench.quality.board --model scenes`.
 
 Held-out prompts in six categories, drawn by the exact recipe and read by the exact detector; held-out questions in six
 kinds, balanced, with the blind prior beside them.
@@ -21,6 +21,7 @@ from flashu.models.weights import checkpoint_hash
 from flashu.scenes import benchmark
 from flashu.scenes.benchmark import CATEGORIES, QUESTION_KINDS, blind_prior, judge
 from flashu.scenes.questions import verdict
+from flashu.scenes.world import WORLDS
 
 Line = tuple[str, Rate, str]
 """A name, its score, and the blind prior where there is one."""
@@ -62,15 +63,16 @@ def table(title: str, lines: list[Line], n: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=WORLDS, default="scenes")
     parser.add_argument("-n", type=int, default=100, help="prompts of each category, questions of each kind")
     parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/scenes-scores.md"))
+    parser.add_argument("-o", "--output", type=Path, help="default docs/MODEL-scores.md")
     options = parser.parse_args()
-    engine = Engine(*open_model("scenes"))
+    engine = Engine(*open_model(options.model))
     defaults = engine.processor.defaults
-    command = f"python -m flashu.bench.quality.board -n {options.n} --seed {options.seed}"
+    command = f"python -m flashu.bench.quality.board --model {options.model} -n {options.n} --seed {options.seed}"
     text = [
-        "# Scores of the embedded model",
+        f"# Scores of {options.model}",
         "",
         f"Written by `{command}`: weights {checkpoint_hash(engine.model)}, {defaults.steps} forwards, guidance "
         f"{defaults.guidance:g}, {engine.model.dtype}, torch {torch.__version__}, {platform.machine()}. Prompts, "
@@ -79,7 +81,7 @@ def main() -> None:
         *table("Drawing", generation(engine, options.n, options.seed), options.n),
         *table("Answering", understanding(engine, options.n, options.seed), options.n),
     ]
-    options.output.write_text("\n".join(text))
+    (options.output or Path("docs", f"{options.model}-scores.md")).write_text("\n".join(text))
     sys.stdout.write("\n".join(text))
 
 
