@@ -21,6 +21,7 @@ NAMED = {
     "showo2-1.5b": (SMALL, 27, 432, 50),
     "showo2-7b": (LARGE, 27, 432, 50),
     "showo2-1.5b-hq": (SMALL, 32, 1024, 20),
+    "showo2-1.5b-hq-512": (SMALL, 32, 512, 20),
 }
 IDS = SpecialIds(151644, 151645, 151652, 151653, 151655, VOCABULARY - 4)
 TILE = 1_000_003  # an odd length, so that the rows of a matrix differ

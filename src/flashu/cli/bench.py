@@ -22,7 +22,11 @@ SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 def bench(
     model: Annotated[
-        str, typer.Option(help="showo2-1.5b, showo2-7b, showo2-1.5b-hq (made-up weights), scenes, a folder or hub id.")
+        str,
+        typer.Option(
+            help="showo2-1.5b, showo2-7b, showo2-1.5b-hq (1024 px) or showo2-1.5b-hq-512, with made-up weights; "
+            "scenes, a folder or hub id."
+        ),
     ] = "scenes",
     task: Annotated[str, typer.Option(help="t2i (draw) or mmu (answer).")] = "t2i",
     batch: Annotated[int, typer.Option(min=1, help="Images or questions at a time.")] = 1,
