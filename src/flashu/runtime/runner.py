@@ -17,6 +17,7 @@ from flashu.runtime.rooms import Rooms
 from flashu.runtime.scores import NEED_QUERY, Inner, dropped
 from flashu.runtime.tokens import Tokens, visible
 
+EAGER = Rooms()
 Observer = Callable[[int, str, Tensor, Tokens], None]
 """Called as observer(layer, name, value, tokens) with inner values; for calibration and analysis.
 Names: input, query, key, value, ffn (input of the down projection), output."""
@@ -108,6 +109,8 @@ class Runner:
         model = self.model
         bank = None if plan.ffn == FULL else self.banks[plan.ffn]
         sight = past if isinstance(past, Cache) else Sight(self.view, past, view)
+        # One token is less work than calling a compiled room.
+        room = EAGER.layer if isinstance(past, Cache) else self.rooms.layer
         caches: list[KeyValue] = []
         seen_by: list[Tokens] = []
         similarity: list[Tensor] = []
@@ -125,7 +128,7 @@ class Runner:
                 continue
             weights = None if bank is None else bank[i]
             if self.observer is None and tapped is None:
-                y, kv = self.rooms.layer(layer, x, seen.rope, seen.mask, earlier, weights)
+                y, kv = room(layer, x, seen.rope, seen.mask, earlier, weights)
             else:
                 tap = self._tap(i, x, tokens, tapped)
                 y, kv = model.layer(i, x, seen.rope, seen.mask, earlier, weights, tap)
