@@ -21,7 +21,8 @@ HISTORY = 3
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one forward did: its plan and how many rows x tokens went through the decoder (0 = none did)."""
+    """What one forward did: its plan and how many rows x tokens went through the decoder (0 = none did), behind
+    ``past`` tokens. ``begun``: tokens that several rows begin with, which went through before, once for all."""
 
     step: Step
     plan: Plan
@@ -29,6 +30,7 @@ class Record:
     tokens: int
     past: int
     similarity: tuple[float, ...] | None = None
+    begun: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,12 +108,19 @@ class Run:
         self._anchor = latents
 
     def note(
-        self, step: Step, plan: Plan, rows: int, tokens: int, past: int, similarity: tuple[float, ...] | None
+        self,
+        step: Step,
+        plan: Plan,
+        rows: int,
+        tokens: int,
+        past: int,
+        similarity: tuple[float, ...] | None,
+        begun: int = 0,
     ) -> None:
         """Record a finished forward."""
         if similarity is not None:
             self.seen = replace(self.seen, similarity=similarity)
-        self.trace.append(Record(step, plan, rows, tokens, past, similarity))
+        self.trace.append(Record(step, plan, rows, tokens, past, similarity, begun))
 
     def prefix(self, layers: LayerPlan, canvas: Canvas) -> Prefix:
         """The prompts' keys and values under ``layers``: what stands before the image never sees it, so they are

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from tests.conftest import tiny_model
@@ -10,6 +13,7 @@ from torch import Tensor
 import flashu
 from flashu import requests
 from flashu.loops.decode import decode
+from flashu.methods.token_prune import TokenPrune
 from flashu.models.showo2 import naive
 from flashu.models.showo2.text import Text
 from flashu.plan import LayerPlan
@@ -91,6 +95,33 @@ def test_the_engine_answers_about_several_images(tiny_engine: flashu.Engine) -> 
     assert pair[0].trace[0].tokens == one.trace[0].tokens + 17 + 2
     with pytest.raises(flashu.ImageError, match="no image"):
         tiny_engine.answer([[]], ["w3"])
+
+
+@pytest.mark.parametrize("score", [None, "value_norm", "attention"])
+@pytest.mark.parametrize("block", ["training", "script"])
+def test_questions_about_one_image_share_it(score: Any, block: str) -> None:
+    """Five questions about two images: the images go through once, and the answers are those to each question alone."""
+    model = tiny_model()
+    model.config = replace(model.config, understanding_block=block)
+    prunes = () if score is None else (TokenPrune(score=score),)
+    engine = flashu.Engine(model, model.processor, flashu.Recipe(prunes))
+    first, second = engine.generate(["w1", "w2"], steps=2).images
+    asked = [(first, "w3 w4"), (second, "w3"), (first, "w5"), (first, "w6 w7 w8 w9"), (second, "w3 w4")]
+    together = engine.answer([image for image, _ in asked], [words for _, words in asked], max_new_tokens=5)
+    for given, (image, words) in zip(together, asked, strict=True):
+        assert given.tokens == engine.answer(image, words, max_new_tokens=5).tokens
+    record = together[0].trace[0]
+    if score == "attention":  # the text after the image decides what stays of it
+        assert record.begun == 0
+    else:
+        assert record.begun == 2 * record.past
+        assert record.tokens < 17
+
+
+def test_nothing_is_shared_where_images_differ(tiny_engine: flashu.Engine) -> None:
+    first, second = tiny_engine.generate(["w1", "w2"], steps=2).images
+    assert tiny_engine.answer([first, second], ["w3", "w3"], max_new_tokens=2)[0].trace[0].begun == 0
+    assert tiny_engine.answer([[first, second], first], ["w3", "w3"], max_new_tokens=2)[0].trace[0].begun == 0
 
 
 @torch.inference_mode()

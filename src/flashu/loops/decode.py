@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from flashu.plan import Step
+from flashu.plan import Plan, Step
 from flashu.run import Run
 from flashu.runtime.cache import Cache
-from flashu.runtime.runner import KV
-from flashu.runtime.tokens import Tokens
+from flashu.runtime.runner import KV, Pass
+from flashu.runtime.scores import NEED_QUERY
+from flashu.runtime.tokens import TEXT, Tokens
 
 
 @torch.inference_mode()
@@ -29,8 +30,7 @@ def decode(
         step = Step(run.task, "decode" if index else "prefill", index, run.forwards)
         plan = run.plan(step)
         if cache is None:
-            done = runner.backbone(x, tokens, plan.layers, probe=plan.probe, keep=True)
-            run.note(step, plan, len(x), x.shape[1], 0, done.similarity)
+            done = prefill(run, step, plan, x, tokens)
             assert isinstance(done.kv, KV)
             cache = Cache(model, done.kv.layers, done.kv.tokens, run.forwards - 1)
             # Law e: only the last token of each row has logits anybody reads.
@@ -48,3 +48,46 @@ def decode(
             return
         yield [token if on else None for on, token in zip(going, new, strict=True)]
         x = model.embed_text(picked[:, None])
+
+
+def prefill(run: Run, step: Step, plan: Plan, x: Tensor, tokens: Tokens) -> Pass:
+    """All of the rows through the decoder. What several of them begin with, up to the end of their images, goes
+    through once: nothing in it sees what comes after (law a)."""
+    runner, past, held, begun = run.runner, None, 0, 0
+    later = any(route.score in NEED_QUERY for route in plan.layers.routes)  # judges images by the text after them
+    common = None if later or plan.probe == "tokens" else beginnings(x, tokens)
+    if common is not None:
+        held, first, of = common
+        begun = len(first) * held
+        shown = tokens.part(0, held).rows(torch.tensor(first))
+        kv = runner.backbone(x[first, :held], shown, plan.layers, keep=True).kv
+        assert isinstance(kv, KV)
+        past = kv.rows(torch.tensor(of))
+        x, tokens = x[:, held:], tokens.part(held, tokens.shape[1])
+    done = runner.backbone(x, tokens, plan.layers, past=past, probe=plan.probe, keep=True)
+    run.note(step, plan, len(x), x.shape[1], held, done.similarity, begun)
+    return done
+
+
+def beginnings(x: Tensor, tokens: Tokens) -> tuple[int, list[int], list[int]] | None:
+    """What rows x [B, S, h] share: how many tokens, the rows that show each different beginning, and which of these
+    each row has. None if nothing is shared, or the images do not end at the same place."""
+    seen = tokens.visual | (tokens.block != TEXT)
+    ends = torch.where(seen, torch.arange(tokens.shape[1]) + 1, 0).amax(1)
+    width = int(ends[0])
+    if len(x) == 1 or width == 0 or bool((ends != width).any()) or bool((tokens.last < width).any()):
+        return None
+    first: list[int] = []
+    of = []
+    marks = torch.stack((tokens.block, tokens.visual.long(), tokens.pos), dim=-1)[:, :width]
+    for row in range(len(x)):
+        same = (
+            n
+            for n, other in enumerate(first)
+            if torch.equal(marks[row], marks[other]) and torch.equal(x[row, :width], x[other, :width])
+        )
+        number = next(same, len(first))
+        if number == len(first):
+            first.append(row)
+        of.append(number)
+    return None if len(first) == len(x) else (width, first, of)

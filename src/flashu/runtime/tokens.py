@@ -48,6 +48,10 @@ class Tokens:
     def rows(self, index: Tensor) -> Tokens:
         return Tokens(self.pos[index], self.block[index], self.valid[index], self.visual[index])
 
+    def part(self, start: int, stop: int) -> Tokens:
+        """Columns [start, stop)."""
+        return Tokens(*(f[:, start:stop] for f in (self.pos, self.block, self.valid, self.visual)))
+
     def gather(self, index_BK: Tensor) -> Tokens:
         """The tokens at ``index`` [B, K] of each row; -1 is padding."""
         there, at = index_BK >= 0, index_BK.clamp(min=0)
