@@ -66,6 +66,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     compile: bool = False,
+    graphs: bool = False,
     in_place: bool = False,
     offload: bool = False,
     quantize: str | None = None,
@@ -77,7 +78,7 @@ def load(
 
     model = ShowO2.from_pretrained(source, dtype=dtype, device=device, offload=offload, quantize=quantize)
     assert model.processor is not None
-    return Engine(model, model.processor, recipe, model.calibration, compile=compile, in_place=in_place)
+    return Engine(model, model.processor, recipe, model.calibration, compile=compile, graphs=graphs, in_place=in_place)
 
 
 __all__ = [

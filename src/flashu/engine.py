@@ -27,6 +27,7 @@ from flashu.recipe import FlashUConfig, Recipe, load_recipe
 from flashu.requests import Shown, Visual, positive
 from flashu.run import Record, Run
 from flashu.runtime.memory import enough_memory
+from flashu.runtime.replays import CudaGraphs
 from flashu.runtime.rooms import Rooms
 from flashu.runtime.sampling import chooser
 from flashu.stories import History, histories, stories
@@ -57,7 +58,8 @@ class Engine:
     all state of a request lives in its run, so an engine can be used from several threads.
 
     ``calibration``: FFN importance and value-norm statistics; gathered when first needed if not given.
-    ``compile``: compile each kind of room once (first calls are slow). ``in_place``: FFN pruning takes no memory,
+    ``compile``: compile each kind of room once (first calls are slow). ``graphs``: record every kind of forward of a
+    request as a CUDA graph and replay it. ``in_place``: FFN pruning takes no memory,
     because the model's own FFN neurons are put in an order in which what a task keeps is one slice; engines that share
     the model then compute as before up to rounding, but none can prune it in place by other masks (`FlashUError`)
     until `release`. Raises `RecipeError` when the model lacks what the recipe works on.
@@ -71,15 +73,19 @@ class Engine:
         calibration: Calibration | None = None,
         *,
         compile: bool = False,
+        graphs: bool = False,
         in_place: bool = False,
     ) -> None:
         if compile and offloaded(model):
             raise FlashUError(
                 "offloaded rooms cannot be compiled: load the model without offload, or leave compile out"
             )
+        if graphs and model.device.type != "cuda":
+            raise FlashUError(f"CUDA graphs need a model on a CUDA device, not on {model.device}: leave graphs out")
         self.model = model
         self.processor = processor
-        self.fitted = Fitted(load_recipe(recipe), calibration, Rooms(compile), in_place=in_place)
+        rooms = Rooms(compile, CudaGraphs if graphs else None)
+        self.fitted = Fitted(load_recipe(recipe), calibration, rooms, in_place=in_place)
         self.fitted.check(model)
 
     @property

@@ -12,6 +12,7 @@ from flashu.loops.canvas import Canvas
 from flashu.models.layers import KeyValue
 from flashu.plan import LayerPlan, Plan, Seen, Step, Task
 from flashu.recipe import Recipe
+from flashu.runtime.replays import Replays
 from flashu.runtime.runner import KV, Runner, View
 from flashu.runtime.tokens import TEXT
 
@@ -45,7 +46,7 @@ class Prefix:
 
 class Run:
     """Plans the forwards of one request and keeps what they share: prompt prefixes, head features (``kept``: of which
-    forward, of ``branches`` branches), the ``gap`` between the branches' velocities, the trace."""
+    forward, of ``branches`` branches), the ``gap`` between the branches' velocities, recorded forwards, the trace."""
 
     def __init__(
         self, runner: Runner, recipe: Recipe, task: Task, forwards: int, *, guidance: float | None = None
@@ -60,6 +61,7 @@ class Run:
         self.branches = 0
         self.gap: Tensor | None = None
         self.trace: list[Record] = []
+        self.replay = Replays(runner.rooms.record() if runner.rooms.record else None)
         self._anchor: Tensor | None = None
         self._prefixes: dict[tuple[LayerPlan, int], Prefix] = {}
 

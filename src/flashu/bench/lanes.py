@@ -25,6 +25,7 @@ from flashu.models.showo2.model import ShowO2
 from flashu.plan import Plan, Room
 from flashu.recipe import Recipe
 from flashu.run import Run
+from flashu.runtime.replays import CudaGraphs
 from flashu.runtime.rooms import Rooms
 from flashu.runtime.sampling import choose
 
@@ -168,7 +169,8 @@ class RecipeLane(Lane):
         self.pruned = {m.mask: m.ratio for m in self.recipe.ffn_prunes()}
         self.recipe.check(Room(subject.name, subject.model.num_layers, subject.model.config.head.num_layers))
         model = WatchedModel(subject.model, self.watch)
-        self.runner = WatchedRunner(model, banks.of(self.recipe, task, row.in_place), Rooms(compiled))
+        rooms = Rooms(compiled, CudaGraphs if row.graphs else None)
+        self.runner = WatchedRunner(model, banks.of(self.recipe, task, row.in_place), rooms)
 
     @property
     def forwards(self) -> int:

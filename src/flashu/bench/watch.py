@@ -47,13 +47,15 @@ class WallClock:
 class CudaClock:
     """Seconds between events on the device, so that reading the clock does not hold the device up."""
 
-    def now(self) -> torch.cuda.Event:
+    def now(self) -> torch.cuda.Event | None:
+        if torch.cuda.is_current_stream_capturing():
+            return None  # a recording takes no time of the device
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def between(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        return start.elapsed_time(end) / 1000
+    def between(self, start: torch.cuda.Event | None, end: torch.cuda.Event | None) -> float:
+        return 0.0 if start is None or end is None else start.elapsed_time(end) / 1000
 
     def settle(self) -> None:
         torch.cuda.synchronize()

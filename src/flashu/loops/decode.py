@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from flashu.plan import Plan, Step
+from flashu.plan import Step
 from flashu.run import Run
 from flashu.runtime.cache import Cache
 from flashu.runtime.runner import KV, Pass
@@ -23,37 +23,26 @@ def decode(
 
     ``choose``: logits [B, V] -> tokens [B]. ``stop``: the token that ends a row; it is not yielded.
     """
-    model, runner = run.runner.model, run.runner
-    cache: Cache | None = None
+    logits, cache = prefill(run, x, tokens)
     going = [True] * len(x)
-    for index in range(run.forwards):
-        step = Step(run.task, "decode" if index else "prefill", index, run.forwards)
-        plan = run.plan(step)
-        if cache is None:
-            done = prefill(run, step, plan, x, tokens)
-            assert isinstance(done.kv, KV)
-            cache = Cache(model, done.kv.layers, done.kv.tokens, run.forwards - 1)
-            # Law e: only the last token of each row has logits anybody reads.
-            at = done.tokens.last.to(model.device)[:, None, None].expand(-1, 1, done.hidden.shape[-1])
-            hidden = done.hidden.gather(1, at)
-        else:
-            held = cache.width
-            done = runner.backbone(x, cache.next, plan.layers, past=cache, probe=plan.probe, keep=True)
-            run.note(step, plan, len(x), 1, held, done.similarity)
-            hidden = done.hidden
-        picked = choose(model.logits(hidden)[:, 0])
+    for forward in range(1, run.forwards + 1):
+        picked = choose(logits)
         new = picked.tolist()
         going = [on and token != stop for on, token in zip(going, new, strict=True)]
         if not any(going):
             return
         yield [token if on else None for on, token in zip(going, new, strict=True)]
-        x = model.embed_text(picked[:, None])
+        if forward < run.forwards:
+            logits = one_more(run, forward, picked, cache)
 
 
-def prefill(run: Run, step: Step, plan: Plan, x: Tensor, tokens: Tokens) -> Pass:
-    """All of the rows through the decoder. What several of them begin with, up to the end of their images, goes
-    through once: nothing in it sees what comes after (law a)."""
-    runner, past, held, begun = run.runner, None, 0, 0
+def prefill(run: Run, x: Tensor, tokens: Tokens) -> tuple[Tensor, Cache]:
+    """All of the rows through the decoder: logits [B, V] after them, and the cache. What several rows begin with, up to
+    the end of their images, goes through once: nothing in it sees what comes after (law a)."""
+    runner, model = run.runner, run.runner.model
+    step = Step(run.task, "prefill", 0, run.forwards)
+    plan = run.plan(step)
+    past, held, begun = None, 0, 0
     later = any(route.score in NEED_QUERY for route in plan.layers.routes)  # judges images by the text after them
     common = None if later or plan.probe == "tokens" else beginnings(x, tokens)
     if common is not None:
@@ -66,7 +55,32 @@ def prefill(run: Run, step: Step, plan: Plan, x: Tensor, tokens: Tokens) -> Pass
         x, tokens = x[:, held:], tokens.part(held, tokens.shape[1])
     done = runner.backbone(x, tokens, plan.layers, past=past, probe=plan.probe, keep=True)
     run.note(step, plan, len(x), x.shape[1], held, done.similarity, begun)
-    return done
+    assert isinstance(done.kv, KV)
+    # Law e: only the last token of each row has logits anybody reads.
+    at = done.tokens.last.to(model.device)[:, None, None].expand(-1, 1, done.hidden.shape[-1])
+    cache = Cache(model, done.kv.layers, done.kv.tokens, run.forwards - 1)
+    return model.logits(done.hidden.gather(1, at))[:, 0], cache
+
+
+def one_more(run: Run, forward: int, picked: Tensor, cache: Cache) -> Tensor:
+    """Forward ``forward``, counted from 0: the tokens ``picked`` [B] join the cache; logits [B, V] after them."""
+    runner, model, taken = run.runner, run.runner.model, forward - 1
+    step = Step(run.task, "decode", forward, run.forwards)
+    plan = run.plan(step)
+
+    def walk(picked: Tensor) -> Pass:
+        x = model.embed_text(picked[:, None])
+        return runner.backbone(x, cache.next(taken), plan.layers, past=cache, probe=plan.probe, keep=True)
+
+    def logits(picked: Tensor) -> Tensor:
+        return model.logits(walk(picked).hidden)[:, 0]
+
+    if plan.probe == "off" and runner.observer is None:
+        run.note(step, plan, len(picked), 1, cache.width(taken), None)
+        return run.replay(plan.layers, logits, picked)
+    done = walk(picked)
+    run.note(step, plan, len(picked), 1, cache.width(taken), done.similarity)
+    return model.logits(done.hidden)[:, 0]
 
 
 def beginnings(x: Tensor, tokens: Tokens) -> tuple[int, list[int], list[int]] | None:

@@ -11,6 +11,7 @@ from flashu import flow
 from flashu.loops.canvas import Canvas
 from flashu.plan import Plan, Step
 from flashu.run import Run
+from flashu.runtime.runner import Pass
 
 OnStep = Callable[[Step, Plan, Tensor], None]
 """Called after each forward with the step, its plan and the latents [B, c, H, W]."""
@@ -65,20 +66,36 @@ def look(
     model, runner = run.runner.model, run.runner
     count = canvas.tokens.shape[0]
     prefix = run.prefix(plan.layers, canvas)
-    # Law d: both guidance branches see the same latents, so they are embedded once.
-    image = model.embed_latent(z)
-    block = torch.cat((time_token.expand(len(z), -1, -1), image), dim=1).repeat(count // len(z), 1, 1)
     at = canvas.block.to(model.device)
-    x = block if texts is None else texts[:count].scatter(1, at[..., None].expand_as(block), block)
-    done = runner.backbone(x, canvas.tokens, plan.layers, past=prefix.kv, view=prefix.view, probe=plan.probe)
-    if plan.head == "run":
-        where = canvas.is_image
-        where = None if where is None else where.to(model.device)
-        features, _ = runner.head(done.hidden, e_t, prefix.view, prefix.head, where)
-        features = features.gather(1, at[:, 1:, None].expand(-1, -1, features.shape[-1]))
-        run.keep(features, plan.branches)
-        run.anchor(z)
-    return done.similarity
+    where = canvas.is_image
+    where = None if where is None else where.to(model.device)
+
+    def walk(z: Tensor, time_token: Tensor) -> Pass:
+        # Law d: both guidance branches see the same latents, so they are embedded once.
+        image = model.embed_latent(z)
+        block = torch.cat((time_token.expand(len(z), -1, -1), image), dim=1).repeat(count // len(z), 1, 1)
+        x = block if texts is None else texts[:count].scatter(1, at[..., None].expand_as(block), block)
+        return runner.backbone(x, canvas.tokens, plan.layers, past=prefix.kv, view=prefix.view, probe=plan.probe)
+
+    def features(hidden: Tensor, e_t: Tensor) -> Tensor:
+        seen, _ = runner.head(hidden, e_t, prefix.view, prefix.head, where)
+        return seen.gather(1, at[:, 1:, None].expand(-1, -1, seen.shape[-1]))
+
+    def both(z: Tensor, e_t: Tensor, time_token: Tensor) -> Tensor:
+        return features(walk(z, time_token).hidden, e_t)
+
+    similarity = None
+    if plan.head == "run" and plan.probe == "off" and runner.observer is None:
+        kept = run.replay((plan.layers, count), both, z, e_t, time_token)
+    else:
+        done = walk(z, time_token)
+        similarity = done.similarity
+        if plan.head != "run":
+            return similarity
+        kept = features(done.hidden, e_t)
+    run.keep(kept, plan.branches)
+    run.anchor(z)
+    return similarity
 
 
 def velocity(run: Run, plan: Plan, z: Tensor, e_t: Tensor) -> Tensor:

@@ -49,12 +49,13 @@ class Space:
 class Cache:
     """Keys and values of ``held`` tokens, layer by layer, and room for ``more`` text tokens per row, one at a time.
 
-    It belongs to one run and advances in place, on the device: a pass over it is the same program every time.
+    It belongs to one run and advances in place, on the device alone: a pass over it is the same program every time,
+    which can be recorded.
     """
 
     def __init__(self, model: UnifiedModel, layers: Sequence[KeyValue], held: Sequence[Tokens], more: int) -> None:
         more += 1  # so that it may advance past the last
-        self._first, self._width, self._taken = held[-1].following(), held[-1].shape[1], 0
+        self._first, self._width = held[-1].following(), held[-1].shape[1]
         self._tables = model.rope((self._first.pos + torch.arange(more)).to(model.device))
         cos, sin = (table[:, :, :1].clone() for table in self._tables)
         self._rope: Rope = cos, sin
@@ -65,15 +66,13 @@ class Cache:
         self._views = [View(self._rope, spaces[id(tokens)].mask) for tokens in held]
         self._slots = [spaces[id(tokens)].slot(kv) for kv, tokens in zip(layers, held, strict=True)]
 
-    @property
-    def width(self) -> int:
-        """Tokens the last layer holds of each row."""
-        return self._width + self._taken
+    def width(self, taken: int) -> int:
+        """Tokens the last layer holds of each row once the cache has ``taken`` in so many."""
+        return self._width + taken
 
-    @property
-    def next(self) -> Tokens:
+    def next(self, taken: int) -> Tokens:
         """The tokens that come next, one per row."""
-        return replace(self._first, pos=self._first.pos + self._taken)
+        return replace(self._first, pos=self._first.pos + taken)
 
     def at(self, i: int, tokens: Tokens) -> tuple[View, Slot]:
         """What the next tokens see in layer ``i``, and where they go."""
@@ -81,7 +80,6 @@ class Cache:
 
     def grown(self, *_: object) -> Cache:
         """The next tokens stand in every layer: make ready for those after them."""
-        self._taken += 1
         self._step += 1
         for current, table in zip(self._rope, self._tables, strict=True):
             current.copy_(table.index_select(2, self._step))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flashu.models.layers import FFNWeights, KeyValue, Past, Rope
 from flashu.models.protocol import UnifiedModel
+from flashu.runtime.replays import Record
 
 
 def _layer(
@@ -59,11 +60,13 @@ class Rooms:
     """``Rooms()`` runs eagerly; ``Rooms(compiled=True)`` compiles each kind of room once.
 
     The plan is branched on outside, so a compiled room never sees it: another FFN is other tensors, another prefix
-    another length (a symbolic size).
+    another length (a symbolic size). ``record`` makes what records
+    whole forwards for a run to replay (see `replays`).
     """
 
-    def __init__(self, compiled: bool = False, **options: Any) -> None:
+    def __init__(self, compiled: bool = False, record: Callable[[], Record] | None = None, **options: Any) -> None:
         self.compiled = compiled
+        self.record = record
         self.layer: Callable[..., tuple[Tensor, KeyValue]] = _layer
         self.head: Callable[..., tuple[Tensor, list[KeyValue]]] = _head
         if compiled:
