@@ -116,20 +116,16 @@ class Pipeline:
     def to(self, *targets: torch.device | str | int | torch.dtype, **named: Any) -> Pipeline:
         """Move to a device, cast to a dtype, or both; returns itself.
 
-        The weights are those of every engine that shares the model. A cast is as loading with that dtype: rotary
-        frequencies and the autoencoder keep theirs.
+        The weights are those of every engine that shares the model. A cast is as loading with that dtype: the
+        autoencoder keeps its own.
         """
         wanted = [*targets, *(value for value in named.values() if value is not None)]
         if unknown := named.keys() - {"device", "dtype", "torch_dtype"}:
             raise FlashUError(f"a pipeline moves to a device or dtype, not to {', '.join(sorted(unknown))}")
         model, processor = self.engine.model, self.engine.processor
         for target in wanted:
-            if isinstance(target, torch.dtype):
-                for parameter in model.parameters():
-                    parameter.data = parameter.data.to(target)
-                model.join()
-            else:
-                model.to(target)
+            model.to(target)
+            if not isinstance(target, torch.dtype):
                 move = getattr(processor.vae, "to", None)  # an autoencoder without weights has nothing to move
                 if move is not None:
                     move(target)

@@ -48,18 +48,22 @@ class ShowO2(Architecture):
         autoencoder: str | os.PathLike[str] | None = "auto",
         offload: bool = False,
         quantize: str | None = None,
+        exact_rope: bool | None = None,
     ) -> ShowO2:
         """Load a folder, a hub id or "scenes"; ``dtype`` None = as stored, ``device`` None = CPU.
 
         Reads the official layout (`pytorch_model.bin`, sharded, or safetensors, with the constructor's `config.json`)
         and ours. ``autoencoder``: a Wan2.1 folder or `.pth`; "auto" = the checkpoint's own, else the hub's; None =
         latents only. ``offload``: the weights stay in main memory and visit ``device`` a projection or FFN at a time.
-        ``quantize``: see `quantize`. Raises `CheckpointError`, leaving nothing half-loaded.
+        ``quantize``: see `quantize`. ``exact_rope``: rotary frequencies stay fp32 at a lower ``dtype``, where the
+        original rounds them; None = as the checkpoint says (official ones: rounded). Raises `CheckpointError`, leaving
+        nothing half-loaded.
         """
         if offload and quantize is not None:
             raise FlashUError("accelerate cannot move torchao's tensors: give offload or quantize, not both")
         entry = resolve(source)
-        model = load_model(entry.source, dtype=dtype or entry.dtype, device="cpu" if offload else device, cls=cls)
+        place = "cpu" if offload else device
+        model = load_model(entry.source, dtype or entry.dtype, place, cls, exact_rope)
         model.processor = load_processor(entry.source, device=device, autoencoder=autoencoder)
         file = checkpoint_folder(entry.source) / CALIBRATION
         if file.exists():

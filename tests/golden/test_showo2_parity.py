@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from flashu.loops.decode import decode
 from flashu.loops.denoise import denoise, look, velocity
 from flashu.models.showo2 import naive
 from flashu.models.showo2.head import sinusoid
+from flashu.models.showo2.load import load_model, save_model
 from flashu.plan import LayerPlan, Plan
 from flashu.recipe import Recipe, exact
 from flashu.requests import question_rows
@@ -170,6 +172,22 @@ def test_b_rotary_frequencies_rounded_to_bf16(goldens: Goldens, tiny: flashu.Sho
     close(v, goldens["b_invfreq_bf16.v_pred"])
     close(logits, goldens["b_invfreq_bf16.logits"], LOGITS)
     assert float((v - goldens["b.v_pred"]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(("exact", "wanted"), [(False, "b_invfreq_bf16"), (True, "b")])
+def test_b_in_a_model_loaded_in_bf16(
+    exact: bool, wanted: str, goldens: Goldens, tiny: flashu.ShowO2, tmp_path: Path
+) -> None:
+    """By default a loaded model has the original's rounded frequencies; its weights are then put back to fp32."""
+    save_model(tiny, tmp_path)
+    loaded = load_model(tmp_path, torch.bfloat16, exact_rope=exact).float()
+    loaded.load_state_dict(tiny.state_dict())
+    positions = goldens["b.in.modality_positions"]
+    mask = naive.omni_mask(40, positions)
+    given = (goldens["b.in.text_tokens"], goldens["b.in.latents"], goldens["b.in.t"], mask, positions)
+    logits, v = naive.forward(loaded, *given)
+    close(v, goldens[f"{wanted}.v_pred"])
+    close(logits, goldens[f"{wanted}.logits"], LOGITS)
 
 
 def test_b_in_bf16(goldens: Goldens, tiny: flashu.ShowO2) -> None:

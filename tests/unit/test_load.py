@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -80,8 +81,25 @@ def test_a_subclass_and_a_dtype(model, folder):
     loaded = load_model(folder, dtype=torch.bfloat16, device="cpu", cls=Own)
     assert type(loaded) is Own
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
-    assert torch.equal(loaded.showo.model.rotary_emb.inv_freq, model.showo.model.rotary_emb.inv_freq)  # fp32 still
+    rounded = dict(deepcopy(model).to(torch.bfloat16).named_buffers(remove_duplicate=False))
+    for name, buffer in loaded.named_buffers(remove_duplicate=False):
+        assert buffer.dtype == rounded[name].dtype
+        assert torch.equal(buffer, rounded[name])
     assert load_model(folder).dtype == torch.float32
+
+
+def test_exact_frequencies_stay_exact(model, folder, tmp_path):
+    """At load, through casts and moves, saved and loaded again."""
+    write("bin", state(model), folder)
+    frequencies = {n: b for n, b in model.named_buffers(remove_duplicate=False) if n.endswith("inv_freq")}
+    loaded = load_model(folder, dtype=torch.bfloat16, exact_rope=True)
+    save_model(loaded, tmp_path / "ours")
+    for exact in (loaded, loaded.half().to("cpu").bfloat16(), load_model(tmp_path / "ours")):
+        assert exact.dtype == torch.bfloat16
+        buffers = dict(exact.named_buffers(remove_duplicate=False))
+        assert all(torch.equal(buffers[name], right) for name, right in frequencies.items())
+    rounded = dict(load_model(tmp_path / "ours", exact_rope=False).named_buffers(remove_duplicate=False))
+    assert all(rounded[name].dtype == torch.bfloat16 for name in frequencies)
 
 
 def test_loading_leaves_the_random_state_alone(model, folder):
@@ -96,9 +114,7 @@ def test_loading_leaves_the_random_state_alone(model, folder):
     tied=st.booleans(), seed=st.integers(0, 9), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 )
 def test_saving_and_loading_round_trip(tied, seed, dtype, tmp_path_factory):
-    model = showo2_tiny.model(tied, seed)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    model = showo2_tiny.model(tied, seed).to(dtype)
     folder = tmp_path_factory.mktemp("saved")
     save_model(model, folder)
     loaded = load_model(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -34,7 +35,7 @@ def adopted(
     `ShowO2Config`; the defaults are the original's. Raises `CheckpointError` for anything but a whole Show-o2.
     """
     try:
-        config = sizes(module, unpatchify, understanding_block)
+        config = replace(sizes(module, unpatchify, understanding_block), exact_rope=exact_rope)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{type(module).__name__} is not a Show-o2 model of the original class: {error}"

@@ -52,10 +52,11 @@ class RMSNorm(nn.Module):
 class RotaryEmbedding(nn.Module):
     """Half-split rotary frequencies as a non-persistent buffer, optionally with Llama-3 length scaling.
 
-    As in the original program, casting the model to bf16 rounds the frequencies too (docs: models/showo2).
+    Casting the model rounds the frequencies too, as in the original program, unless they are kept ``exact``.
     """
 
     inv_freq: Tensor
+    exact = False
 
     def __init__(self, head_dim: int, theta: float, scaling: dict[str, float] | None = None) -> None:
         super().__init__()
@@ -63,6 +64,13 @@ class RotaryEmbedding(nn.Module):
         if scaling is not None:
             inv_freq = llama3_scaled(inv_freq, **scaling)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
+        before = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.exact and self.inv_freq.dtype != before.dtype:
+            self.inv_freq = before.to(self.inv_freq.device)
+        return self
 
     def forward(self, pos_BS: Tensor) -> Rope:
         angles = pos_BS[:, None, :, None].float() * self.inv_freq.float()

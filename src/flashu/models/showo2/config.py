@@ -58,7 +58,8 @@ class ShowO2Config:
     ``unpatchify``: "raster" reads the head's output as the original does (token k owns latent cells 4k..4k+3 in
     raster order), "patch" as 2x2 patches. ``understanding_block``: "script" puts the bidirectional block of an image
     in a question where the released inference script puts it (image tokens and eoi), "training" where training does
-    (time token and image tokens).
+    (time token and image tokens). ``exact_rope``: rotary frequencies stay fp32 in a model of lower precision; the
+    original rounds them with the weights.
     """
 
     llm: LLMConfig
@@ -70,6 +71,7 @@ class ShowO2Config:
     patch_size: int = 2
     unpatchify: Literal["raster", "patch"] = "raster"
     understanding_block: Literal["script", "training"] = "script"
+    exact_rope: bool = False
 
     def __post_init__(self) -> None:
         if self.llm.hidden_size % self.llm.num_attention_heads:

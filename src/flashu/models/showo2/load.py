@@ -49,15 +49,17 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: Device = None,
     cls: type[Model] = ShowO2,  # type: ignore[assignment]
+    exact_rope: bool | None = None,
 ) -> Model:
     """A model from a folder or hub id, in eval mode; ``dtype`` None = as stored. Errors: ``CheckpointError``.
 
-    The rotary frequencies are fp32 whatever the dtype. (Casting a loaded model with ``.to(torch.bfloat16)`` rounds
-    them too, as the original's text-to-image script does.)
+    The rotary frequencies get the weights' dtype, as by a cast, which is what the original's text-to-image script does;
+    ``exact_rope`` keeps them in fp32 (None = as config.json says, which for the official ones is no).
     """
     manifest = read_manifest(checkpoint_folder(source))
+    config = manifest.config if exact_rope is None else replace(manifest.config, exact_rope=exact_rope)
     with torch.device("meta"):
-        model = cls(manifest.config)
+        model = cls(config)
     fill(model, read_weights(weight_files(manifest.folder)), manifest.folder, dtype, device)
     fill_buffers(model, device)
     model.join()
@@ -136,6 +138,8 @@ def fill_buffers(model: ShowO2, device: Device = None) -> None:
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
             value = small[re.sub(r"\.\d+\.", ".0.", name)].to(device or "cpu", copy=True)
+            if value.is_floating_point() and not model.config.exact_rope:
+                value = value.to(model.dtype)
             nn.Module.__setattr__(model.get_submodule(owner), leaf, value)
 
 

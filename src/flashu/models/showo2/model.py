@@ -87,6 +87,9 @@ class ShowO2(nn.Module):
         self.time_embed_proj = nn.Linear(d, h) if h != d else nn.Identity()
         self.diffusion_head_a = nn.ModuleList(ModulatedBlock(config.head) for _ in range(config.head.num_layers))
         self.diffusion_head_b = FinalLayer(d, p * p * c)
+        for module in self.modules():
+            if isinstance(module, RotaryEmbedding):
+                module.exact = config.exact_rope
 
     # -- facts -------------------------------------------------------------------------------------------------
     @property
