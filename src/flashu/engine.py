@@ -76,10 +76,8 @@ class Engine:
         graphs: bool = False,
         in_place: bool = False,
     ) -> None:
-        if compile and offloaded(model):
-            raise FlashUError(
-                "offloaded rooms cannot be compiled: load the model without offload, or leave compile out"
-            )
+        if (compile or graphs) and offloaded(model):
+            raise FlashUError("an offloaded model has neither compiled rooms nor graphs: load it without offload")
         if graphs and model.device.type != "cuda":
             raise FlashUError(f"CUDA graphs need a model on a CUDA device, not on {model.device}: leave graphs out")
         self.model = model

@@ -130,6 +130,19 @@ def test_generate_writes_images(tiny_loaded: flashu.ShowO2, tmp_path: Path) -> N
         assert json.loads(image.info["flashu"])["seed"] == 9  # type: ignore[attr-defined]
 
 
+def test_memory_can_be_saved(tmp_path: Path) -> None:
+    words = ["generate", "a red circle", "--steps", "2", "--preset", "paper", "-o", str(tmp_path / "a.png"), "--json"]
+    drawn = []
+    for more in ([], ["--offload"]):
+        assert runner.invoke(app, [*words, *more]).exit_code == 0
+        drawn.append(Image.open(tmp_path / "a.png").tobytes())
+    assert drawn[0] == drawn[1]
+    pruned = runner.invoke(app, [*words, "--in-place"])
+    narrow = runner.invoke(app, [*words, "--quantize", "int8-weight"])
+    assert [json.loads(r.stdout)["quantization"] for r in (pruned, narrow)] == [None, "int8-weight"]
+    assert "leave in_place out" in failed(*words, "--in-place", "--quantize", "int8-weight", code=1)
+
+
 def test_images_do_not_depend_on_the_batch(tiny_loaded: flashu.ShowO2, tmp_path: Path) -> None:
     for size in ("1", "3"):
         words = ["generate", "w1 w2", "-n", "3", "--steps", "2", "--batch-size", size, "-o", str(tmp_path / size)]

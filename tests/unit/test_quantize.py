@@ -19,6 +19,7 @@ from flashu.bench.quality.work import fingerprint
 from flashu.calibrate.bank import bank
 from flashu.models.quantize import SCHEMES, plain, weight_bytes
 from flashu.models.weights import checkpoint_hash
+from flashu.runtime.rooms import Rooms
 
 pytest.importorskip("torchao")
 RECIPE = flashu.Recipe((*GENERATION.values(), *UNDERSTANDING.values()))
@@ -86,6 +87,18 @@ def test_banks_are_as_narrow_as_the_weights(scheme: str) -> None:
         assert all(
             torch.allclose(plain(a), b, atol=0.07 * float(b.abs().max())) for a, b in zip(own, theirs, strict=True)
         )
+
+
+def test_compiled_rooms_compute_the_same() -> None:
+    model = tiny_model()
+    model.quantize("int8-weight")
+    recipe = flashu.Recipe((GENERATION["ffn_prune"],))
+    known = flashu.Calibration("", {"generation": torch.rand(6, 96)})
+    eager, compiled = (flashu.Engine(model, model.processor, recipe, known) for _ in range(2))
+    torch._dynamo.reset()
+    compiled.fitted.rooms = Rooms(compiled=True, backend="eager")
+    drawn = [engine.generate("w1 w2", steps=4).latents for engine in (eager, compiled)]
+    torch.testing.assert_close(drawn[1], drawn[0], rtol=0, atol=1e-3)
 
 
 def test_the_language_head_only_if_asked() -> None:

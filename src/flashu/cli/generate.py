@@ -77,6 +77,7 @@ def generate(
         "recipe": engine.recipe.name,
         "device": str(engine.model.device),
         "dtype": str(engine.model.dtype).removeprefix("torch."),
+        "quantization": engine.model.quantization,
         "forwards": len(trace),
         "decoder_passes": sum(record.rows > 0 for record in trace),
         "seconds": seconds,

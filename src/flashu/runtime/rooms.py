@@ -41,7 +41,8 @@ def _head(
 def full_weights(layer: Any) -> FFNWeights:
     """A layer's own FFN as plain tensors, so that to a compiled room the full and a pruned FFN are the same code."""
     gate, up, down = layer.mlp.weights()
-    return gate.detach(), up.detach(), down.detach()
+    with torch.inference_mode(False):  # torchao's tensors cannot be detached under it
+        return gate.detach(), up.detach(), down.detach()
 
 
 def _compiled(room: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
