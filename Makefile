@@ -60,8 +60,9 @@ lab-full: $(VENV)/.dev  ## the same with all prompts and questions; takes hours,
 train-scenes: $(VENV)/.dev  ## train the embedded model anew (resumes; see README)
 	$(BIN)/python -m flashu.scenes.train
 
-scenes-scores: $(VENV)/.dev  ## write docs/scenes-scores.md: the embedded model's score table
-	$(BIN)/python -m flashu.bench.quality.board
+scenes-scores: $(VENV)/.dev  ## write docs/scenes-scores.md and docs/scenes-hard-scores.md: the embedded models' score tables
+	$(BIN)/python -m flashu.bench.quality.board --model scenes
+	$(BIN)/python -m flashu.bench.quality.board --model scenes-hard
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -259,7 +259,7 @@ def test_plan_is_printed() -> None:
 
 def test_models() -> None:
     listed = json.loads(runner.invoke(app, ["models", "--json"]).stdout)["models"]
-    assert [entry["name"] for entry in listed][:2] == ["scenes", "showlab/show-o2-1.5B"]
+    assert [entry["name"] for entry in listed][:3] == ["scenes", "scenes-hard", "showlab/show-o2-1.5B"]
     shown = runner.invoke(app, ["models"], env={"COLUMNS": "200"})
     assert "in the package" in shown.stdout
 

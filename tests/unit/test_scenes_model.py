@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 from flashu.models.showo2.load import load_model, load_processor
+from flashu.models.showo2.model import ShowO2
 from flashu.scenes.autoencoder import Autoencoder
 from flashu.scenes.tokenizer import build
 from flashu.scenes.train.data import Batcher, Pool, build_pool
 from flashu.scenes.train.evaluate import score
 from flashu.scenes.train.export import ASSETS, processor
+from flashu.scenes.train.start import start_from
 from flashu.scenes.train.unified import Probes, Settings, Trainer, scenes_config
+from flashu.scenes.world import HARD, WORLDS
 
-FOLDER = ASSETS / "scenes"
 
-
-def test_files_are_small_and_complete():
+@pytest.mark.parametrize("world", WORLDS)
+def test_files_are_small_and_complete(world):
     names = {"config.json", "tokenizer.json", "model.safetensors", "autoencoder.safetensors"}
-    sizes = {p.name: p.stat().st_size for p in FOLDER.iterdir() if p.name in names}
+    sizes = {p.name: p.stat().st_size for p in (ASSETS / world).iterdir() if p.name in names}
     assert sizes.keys() == names
-    assert sum(sizes.values()) < 16e6
+    assert sum(sizes.values()) < 12e6
 
 
-def test_shipped_words_are_the_ones_the_program_builds():
-    shipped, built = load_processor(FOLDER), build()
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_shipped_words_are_the_ones_the_program_builds(world):
+    shipped, built = load_processor(ASSETS / world.name), build(world)
     assert shipped.text.tokenizer.get_vocab() == built.get_vocab()
-    made = processor(shipped.vae.module).text
-    assert (shipped.text.ids, shipped.text.chat, shipped.text.max_text) == (made.ids, made.chat, made.max_text)
-    assert load_model(FOLDER).config == scenes_config(built.get_vocab_size())
+    made = processor(shipped.vae.module, world)
+    assert (shipped.text.ids, shipped.text.chat) == (made.text.ids, made.text.chat)
+    assert (shipped.text.max_text, shipped.defaults) == (made.text.max_text, made.defaults)
+    assert load_model(ASSETS / world.name).config == scenes_config(built.get_vocab_size(), world)
 
 
 def test_it_draws_and_answers():
-    model, words = load_model(FOLDER, torch.float32), build()
-    table = score(model, Batcher(_no_scenes(), words, 0), load_processor(FOLDER).vae.module, n=2, seed=5)
+    model, words, vae = load_model(ASSETS / "scenes", torch.float32), build(), load_processor(ASSETS / "scenes").vae
+    table = score(model, Batcher(_no_scenes(), words, 0), vae.module, n=2, seed=5)
     assert table["generation"] >= 0.75
     assert table["understanding"] >= 0.85
 
@@ -65,3 +71,17 @@ def test_a_trainer_resumes_where_it_was(tmp_path):
         torch.manual_seed(7)
         losses.append({k: v.item() for k, v in trainer.train_step().items()})
     assert losses[0] == losses[1]
+
+
+def test_a_model_starts_from_a_smaller_worlds():
+    """Words by name, positions resized, rooms as they were."""
+    words, known = build(HARD), load_model(ASSETS / "scenes", torch.float32)
+    model = ShowO2(scenes_config(words.get_vocab_size(), HARD))
+    start_from(ASSETS / "scenes", model, words)
+    old, new = build(), model.showo.model.embed_tokens.weight
+    for word in ("circle", "left", "##d", "<answer>"):
+        assert torch.equal(new[words.token_to_id(word)], known.showo.model.embed_tokens.weight[old.token_to_id(word)])
+    assert torch.equal(model.layers[3].mlp.up_proj.weight, known.layers[3].mlp.up_proj.weight)
+    table, small = model.position_embedding.weight.unflatten(0, (8, 8)), known.position_embedding.weight
+    assert F.cosine_similarity(table[7, 7], small[15], dim=0) > 0.9
+    assert F.cosine_similarity(table[0, 7], small[3], dim=0) > 0.9

@@ -35,8 +35,10 @@ class Entry:
 
 
 SCENES = Entry("scenes", ASSETS / "scenes", "a small Show-o2 for coloured shapes, 64 px; runs anywhere", torch.float32)
+HARD = Entry("scenes-hard", ASSETS / "scenes-hard", "the same for a larger world, 128 px", torch.float32)
 ENTRIES = (
     SCENES,
+    HARD,
     Entry("showlab/show-o2-1.5B", "showlab/show-o2-1.5B", "Show-o2 on Qwen2.5-1.5B, 432 px; 2.8 B parameters in all"),
     Entry("showlab/show-o2-1.5B-HQ", "showlab/show-o2-1.5B-HQ", "the same for 512 and 1024 px"),
     Entry("showlab/show-o2-7B", "showlab/show-o2-7B", "Show-o2 on Qwen2.5-7B, 432 px; 8.9 B parameters in all"),
