@@ -33,6 +33,7 @@ FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
 # loops and run are two faces of one floor: a loop walks a run, a run keeps a canvas.
 NEIGHBOURS = {frozenset({"loops", "run"}), frozenset({"bench", "analysis"})}
 NEIGHBOURS |= {frozenset({"patch", "adopt"}), frozenset({"patch", "dropin"}), frozenset({"adopt", "dropin"})}
+NEIGHBOURS |= {frozenset({"bench", "patch"}), frozenset({"bench", "dropin"})}  # it times them
 NEIGHBOURS |= {frozenset({"demo", "cli"}), frozenset({"eval", "bench"})}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

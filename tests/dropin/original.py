@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tests.conftest import TINY
 from torch import Tensor, nn
 
 
@@ -180,18 +181,30 @@ class Encoder(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    def __init__(self, vocabulary: int, width: int, inner: int, depth: int, heads: int, kv: int) -> None:
+    def __init__(self, sizes: Any) -> None:
         super().__init__()
-        self.config = SimpleNamespace(rope_theta=1e6)
+        width, heads, kv, theta = (
+            sizes.hidden_size,
+            sizes.num_attention_heads,
+            sizes.num_key_value_heads,
+            sizes.rope_theta,
+        )
+        self.config = SimpleNamespace(rope_theta=theta)
         size = width // heads
         self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(vocabulary, width)
+        self.model.embed_tokens = nn.Embedding(sizes.vocab_size, width)
         self.model.layers = nn.ModuleList(
-            Layer(Attention(width, heads, kv, size, Rotary(size, 1e6), True, False), width, inner, 1e-6, False)
-            for _ in range(depth)
+            Layer(
+                Attention(width, heads, kv, size, Rotary(size, theta), True, False),
+                width,
+                sizes.intermediate_size,
+                1e-6,
+                False,
+            )
+            for _ in range(sizes.num_hidden_layers)
         )
-        self.model.norm, self.model.rotary_emb = Norm(width), Rotary(size, 1e6)
-        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+        self.model.norm, self.model.rotary_emb = Norm(width), Rotary(size, theta)
+        self.lm_head = nn.Linear(width, sizes.vocab_size, bias=False)
         self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
@@ -214,21 +227,30 @@ class Clock(nn.Module):
 
 
 class Original(nn.Module):
-    """Sizes of the goldens' tiny model."""
+    """By default of the sizes of the goldens' tiny model."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Any = TINY) -> None:
         super().__init__()
-        h, d, s, c = 64, 48, 32, 4
-        self.showo = LanguageModel(256, h, 96, 6, 4, 2)
+        head, vision = sizes.head, sizes.vision
+        h, d, s, c = sizes.llm.hidden_size, head.hidden_size, vision.hidden_size, sizes.image_latent_dim
+        self.showo = LanguageModel(sizes.llm)
         self.image_embedder_und, self.image_embedder_gen = Patches(c, s), Patches(c, h)
-        self.und_trans = Encoder(s, 48, 4, 3)
-        self.position_embedding = nn.Embedding(16, s)
-        self.register_buffer("image_position_ids", torch.arange(16)[None], persistent=False)
+        self.und_trans = Encoder(s, vision.intermediate_size, vision.num_attention_heads, vision.num_hidden_layers)
+        self.position_embedding = nn.Embedding(vision.num_positions, s)
+        self.register_buffer("image_position_ids", torch.arange(vision.num_positions)[None], persistent=False)
         self.fusion_proj = nn.Sequential(Norm(s + h), nn.Linear(s + h, h), nn.GELU(), nn.Linear(h, h))
         self.time_embed, self.time_embed_proj = Clock(d), nn.Linear(d, h)
         self.diff_proj = nn.Sequential(nn.Linear(h, d), nn.GELU(), nn.Linear(d, d))
+        heads, kv, size = head.num_attention_heads, head.num_key_value_heads, head.head_dim
         self.diffusion_head_a = nn.ModuleList(
-            Layer(Attention(d, 6, 2, 8, Rotary(8, 5e5, True), False, True), d, 56, 1e-5, True) for _ in range(3)
+            Layer(
+                Attention(d, heads, kv, size, Rotary(size, 5e5, True), False, True),
+                d,
+                head.intermediate_size,
+                1e-5,
+                True,
+            )
+            for _ in range(head.num_layers)
         )
         self.diffusion_head_b = Final(d, 4 * c)
 
