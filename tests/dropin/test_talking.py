@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tests.conftest import GOLDEN
 from tests.dropin.original import Original, dense
 from tests.dropin.test_drawing import SEEING
 from torch import Tensor
 
 import flashu
-from flashu.dropin.masks import tokens_of
+from flashu.dropin.masks import moved_to_training, tokens_of, told_apart
 from flashu.dropin.talking import drawn_token
+from flashu.methods import TokenPrune
 
 Goldens = dict[str, Tensor]
 
@@ -45,6 +48,36 @@ def test_questions(group: str, goldens: Goldens, original: Original) -> None:
     stopped = original.mmu_generate(**asked, eos_token=int(wanted[4]))
     assert torch.stack(stopped).equal(wanted[: wanted.tolist().index(int(wanted[4])) + 1])
     assert original.mmu_generate(**asked | {"max_new_tokens": 0}) == []
+
+
+@pytest.mark.parametrize("group", ["v0", "v1"])
+@pytest.mark.parametrize("block", ["script", "training"])
+def test_questions_about_videos(group: str, block: Any, original: Original) -> None:
+    """The same tokens; pruning takes its share of all frames, and nothing of the words that the block may reach."""
+    rows = load_file(str(GOLDEN / "showo2_tiny_rows.safetensors"))
+    asked = question(rows, group) | {"max_new_tokens": 12, "top_k": 1}
+    visual = 4 * len(rows[f"{group}.latents"])
+    flashu.apply_flashu_patch(original, "exact", understanding_block=block)
+    said = torch.stack(original.mmu_generate(**asked))
+    if block == "script":
+        assert said.equal(rows[f"{group}.tokens"])
+    flashu.remove_flashu_patch(original)
+    pruned = flashu.Recipe((TokenPrune(ratio=0.5),), name="pruned")
+    handle = flashu.apply_flashu_patch(original, pruned, understanding_block=block)
+    original.mmu_generate(**asked | {"max_new_tokens": 1})  # calibrates
+    kept: list[Tensor] = []
+    handle.model.layers[2].register_forward_hook(lambda _m, args, _o: kept.append(args[0]))
+    original.mmu_generate(**asked | {"max_new_tokens": 1})
+    assert kept[0].shape[1] == asked["input_embeds"].shape[1] - visual // 2
+    late = tokens_of(asked["attention_mask"], late=True)
+    assert late is not None
+    apart = told_apart(late, asked["input_embeds"], original.showo.model.embed_tokens.weight)
+    first = int(rows[f"{group}.modality_positions"][0, 0, 0])
+    assert apart.visual[0].nonzero().flatten().tolist() == list(range(first, first + visual))
+    moved = moved_to_training(apart).block[0].nonzero().flatten().tolist()
+    assert moved == list(range(first - 1, first + visual))
+    foreign = asked["input_embeds"] + 1  # no look-up: the mask has the last word
+    assert told_apart(late, foreign, original.showo.model.embed_tokens.weight) is late
 
 
 def test_sampling_goes_on_with_the_same_generator(goldens: Goldens, original: Original) -> None:

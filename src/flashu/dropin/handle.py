@@ -14,7 +14,7 @@ from flashu.calibrate.calibration import Calibration
 from flashu.dropin.adopt import Block, Layout, adopted, share, stamp
 from flashu.dropin.drawing import Call, Drawing, absolute, embedded, lay_out
 from flashu.dropin.grid import DEMO
-from flashu.dropin.masks import moved_to_training, tokens_of
+from flashu.dropin.masks import moved_to_training, tokens_of, told_apart
 from flashu.dropin.talking import talk
 from flashu.dropin.tuning import lacks, tune_on_drawing, tune_on_question
 from flashu.errors import RecipeError
@@ -149,9 +149,11 @@ class DropIn:
         if tokens is None or tokens.shape[1] != x.shape[1]:
             self._leave("the mask is not causal text with whole image blocks")
             return None
-        if late and self.model.config.understanding_block == "training":
-            tokens = moved_to_training(tokens)
         x = x.to(self.model.dtype)
+        if late:
+            tokens = told_apart(tokens, x, self.model.showo.model.embed_tokens.weight)
+            if self.model.config.understanding_block == "training":
+                tokens = moved_to_training(tokens)
         with self._lock:
             recipe = self.recipe
             if lacks(self.fitted, "understanding"):

@@ -37,10 +37,41 @@ def tokens_of(mask: Tensor, *, late: bool) -> Tokens | None:
     return tokens if whole else None
 
 
+def told_apart(tokens: Tokens, x: Tensor, words: Tensor) -> Tokens:
+    """The same question [1, S] with each image token marked: what is no row of the embedding table ``words`` [V, h],
+    save the time tokens. The mask of a question about a video shows the first frames only.
+
+    If what stands before the first image is not made of such rows either, the embeddings are no plain look-up: the row
+    stays as the mask says.
+    """
+    starts = _starts(tokens)
+    spoken = torch.isin(_keys(x[0]), _keys(words)).cpu()
+    if not starts or starts[0] < 1 or not bool(spoken[: starts[0] - 1].all()):
+        return tokens
+    visual = ~spoken
+    visual[[start - 1 for start in starts]] = False
+    return Tokens(tokens.pos, tokens.block, tokens.valid, visual[None])
+
+
 def moved_to_training(tokens: Tokens) -> Tokens:
-    """The same row with each late block moved back by one token, to where training has it."""
-    block = torch.cat((tokens.block[:, 1:], tokens.block.new_zeros(1, 1)), dim=1)
+    """The same question with each late block where training has it: from the time token to the last image token."""
+    block = torch.zeros_like(tokens.block)
+    for number, start in enumerate(_starts(tokens), start=1):
+        after = (~tokens.visual[0, start:]).nonzero()
+        stop = start + int(after[0]) if len(after) else tokens.shape[1]
+        block[0, start - 1 : stop] = number
     return Tokens(tokens.pos, block, tokens.valid, tokens.visual)
+
+
+def _starts(tokens: Tokens) -> list[int]:
+    """Where the blocks of one row begin."""
+    block = tokens.block[0]
+    return [int((block == number).nonzero()[0]) for number in block[block > 0].unique().tolist()]
+
+
+def _keys(rows: Tensor) -> Tensor:
+    """The first eight bytes of each row, as one number [n]."""
+    return rows[:, : 8 // rows.element_size()].contiguous().view(torch.int64)[:, 0]
 
 
 def draws(mask: object, positions: Tensor, length: int) -> bool:
