@@ -93,6 +93,22 @@ def test_a_parameter_put_in_place_counts(pair: tuple[Joining, Joining]) -> None:
     assert torch.equal(answer(joined, x), answer(separate, x))
 
 
+@torch.no_grad()
+def test_a_layer_put_in_place_counts(pair: tuple[Joining, Joining]) -> None:
+    """What adapters do: a layer of their own around the old one."""
+    separate, joined = pair
+    x = torch.randn(1, 3, 32)
+    for module in pair:
+        name = module.JOINT[1]
+        part = getattr(module, name)
+        adapted = nn.Linear(part.in_features, part.out_features)
+        adapted.weight, adapted.bias = part.weight, nn.Parameter(torch.ones(part.out_features))
+        setattr(module, name, adapted)
+    assert joined.joint() is None
+    if isinstance(joined, Attention):
+        assert torch.equal(answer(joined, x), answer(separate, x))
+
+
 def test_a_loaded_model_is_joined_and_saves_as_it_was(tmp_path: Path) -> None:
     model, _ = open_model("scenes")
     with torch.no_grad():

@@ -114,7 +114,7 @@ class Joining(nn.Module):
     product does for all where no gradient is asked for; the parameters stay what they are, views of that storage."""
 
     JOINT: ClassVar[tuple[str, ...]]
-    _joint: tuple[Tensor, Tensor, Tensor | None] | None = None
+    _joint: tuple[list[tuple[nn.Linear, Tensor]], Tensor, Tensor | None] | None = None
 
     @torch.no_grad()
     def join(self) -> None:
@@ -128,17 +128,18 @@ class Joining(nn.Module):
 
         weight = side_by_side([part.weight for part in parts])
         bias = None if parts[0].bias is None else side_by_side([part.bias for part in parts])
-        self._joint = parts[0].weight, weight, bias
+        self._joint = [(part, part.weight) for part in parts], weight, bias
 
     def joint(self) -> tuple[Tensor, Tensor | None] | None:
         """The joint weight and bias; None unless they are there, current and enough."""
         if self._joint is None or torch.is_grad_enabled():
             return None
-        first, weight, bias = self._joint
-        # Who puts another parameter in place (quantized, offloaded), or other data, means that one.
-        if first is not getattr(self, self.JOINT[0]).weight:
-            return None
-        moved = not torch.compiler.is_compiling() and first.data_ptr() != weight.data_ptr()
+        parts, weight, bias = self._joint
+        # Who puts another layer (an adapter), parameter (quantized, offloaded) or other data in place, means that one.
+        for name, (part, own) in zip(self.JOINT, parts, strict=True):
+            if self._modules[name] is not part or part.weight is not own:
+                return None
+        moved = not torch.compiler.is_compiling() and parts[0][1].data_ptr() != weight.data_ptr()
         return None if moved else (weight, bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Joining:
