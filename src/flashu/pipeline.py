@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from flashu import flow
 from flashu.calibrate.calibration import CALIBRATION
 from flashu.engine import Engine
 from flashu.errors import FlashUError
-from flashu.models.hub import checkpoint_folder, upload
+from flashu.models.hub import Pushed, checkpoint_folder, upload
 from flashu.models.registry import resolve
 from flashu.models.showo2.load import save_model
 from flashu.plan import Plan, Step
@@ -53,7 +52,7 @@ class _Interrupted(Exception):
         self.latents = latents
 
 
-class Pipeline:
+class Pipeline(Pushed):
     """Draws with an engine: ``pipe(prompt, num_inference_steps=..., guidance_scale=..., generator=...).images``.
 
     ``engine`` stays usable by itself, for questions and everything else a pipeline has no word for.
@@ -99,19 +98,6 @@ class Pipeline:
         engine.recipe.save(folder / RECIPE)
         if push_to_hub:
             upload(folder, **{"repo_id": folder.name, **hub})
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        """Save to a repository of the Hugging Face hub, made if need be; returns the address of the commit."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return upload(folder, repo_id, commit_message, private, token, create_pr)
 
     def to(self, *targets: torch.device | str | int | torch.dtype, **named: Any) -> Pipeline:
         """Move to a device, cast to a dtype, or both; returns itself.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -17,7 +16,7 @@ from flashu.calibrate.calibration import CALIBRATION, Calibration
 from flashu.dropin.adopt import Block, Layout, adopted
 from flashu.engine import Engine
 from flashu.errors import FlashUError
-from flashu.models.hub import checkpoint_folder, upload
+from flashu.models.hub import Pushed, checkpoint_folder
 from flashu.models.offload import offload as offload_to
 from flashu.models.quantize import Quantized
 from flashu.models.quantize import quantize as quantize_model
@@ -29,7 +28,7 @@ from flashu.models.weights import checkpoint_hash
 from flashu.requests import Shown, Visual
 
 
-class ShowO2(Architecture):
+class ShowO2(Pushed, Architecture):
     """A Show-o2 model with its tokenizer and autoencoder (``processor``), and its calibration if it came with one.
 
     `t2i_generate` and `mmu_generate` run the exact engine, or FlashU after `flashu.apply_flashu_patch`.
@@ -85,19 +84,6 @@ class ShowO2(Architecture):
         save_model(self, folder, self.processor)
         if self.calibration is not None:
             self.calibration.save(Path(folder) / CALIBRATION)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        """Save to a repository of the Hugging Face hub, made if need be; returns the address of the commit."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return upload(folder, repo_id, commit_message, private, token, create_pr)
 
     def t2i_generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Image.Image]:
         """Images of the prompts; settings as in `Engine.generate`."""

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+from mkdocs import config
+from mkdocs.commands import build
 
 import flashu
 from flashu.methods import METHODS
@@ -28,8 +30,6 @@ def test_it_builds_without_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")  # the theme's note on its own future is not about this site
-    config = pytest.importorskip("mkdocs.config")
-    build = pytest.importorskip("mkdocs.commands.build")
     settings = config.load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
     settings.plugins.on_startup(command="build", dirty=False)
     with caplog.at_level(logging.WARNING, logger="mkdocs"):

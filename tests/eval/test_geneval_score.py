@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -156,8 +157,6 @@ def test_a_folder_is_scored_by_category(tmp_path: Path) -> None:
 # -- transformers' classes, tiny -----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("scipy")
-    transformers = pytest.importorskip("transformers")
     sizes: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4}
     backbone = transformers.SwinConfig(image_size=64, out_features=["stage1", "stage2", "stage3", "stage4"], **sizes)
     config = transformers.Mask2FormerConfig(
@@ -184,7 +183,6 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     sizes: dict[str, Any] = {
@@ -234,7 +232,6 @@ def test_the_detector_finds_boxes_around_masks(detector: Path) -> None:
 
 def test_a_colour_is_that_of_the_object_alone(clip: Path) -> None:
     """What lies outside of its mask does not count, and the answer is the nearest of the ten words to CLIP itself."""
-    transformers = pytest.importorskip("transformers")
     colour = Colourist(str(clip))
     noise = np.random.default_rng(1).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     mask = np.zeros((40, 40), bool)

@@ -19,7 +19,6 @@ from flashu.runtime.rooms import Rooms
 class Addresses:
     """A recording runs nothing; a replay does the work on the tensors it was recorded with, whatever they now hold."""
 
-    recorded: list[Recorded]
     replays = 0
 
     def __call__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Recorded:
@@ -41,7 +40,6 @@ class Addresses:
 def both(recipe: flashu.Recipe) -> tuple[flashu.Engine, flashu.Engine]:
     model = tiny_model()
     plain = flashu.Engine(model, model.processor, recipe)
-    replayed = flashu.Engine(model, model.processor, recipe)
     plain.calibrate("generation", prompts=["w1 w2"])
     image = plain.generate("w9", steps=2).images[0]
     plain.calibrate("understanding", pairs=[(image, "w3")])

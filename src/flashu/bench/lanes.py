@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +66,7 @@ class Banks:
         return kept(torch.rand(llm.num_hidden_layers, llm.intermediate_size, generator=luck), ratio)
 
 
-class Lane:
+class Lane(ABC):
     """A row on a subject. Sampled runs leave out the decoding of the latents: it is the same for all rows."""
 
     def __init__(self, row: Row, subject: Subject, clock: Clock) -> None:
@@ -74,25 +75,25 @@ class Lane:
         self.guided = subject.guidance is not None
 
     @property
+    @abstractmethod
     def forwards(self) -> int:
         """Forwards of a whole run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inside(self) -> Counter[Kind]:
         """How many forwards and prompt passes of each kind a whole run has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self) -> Tensor:
         """A whole run: latents."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self) -> None:
         """A whole run: all tokens of the answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def meet(self, known: Container[Kind]) -> None:
         """A short run that meets every kind of forward but the ``known``."""
-        raise NotImplementedError
 
     def counts(self) -> Counter[Kind]:
         """How many pieces of each kind a whole run is composed of."""

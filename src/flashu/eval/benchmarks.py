@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(ABC):
     """``digest``: 16 hex digits of the prompts and names. ``points``: time points of the authors' script."""
 
     kind: ClassVar[str]
@@ -38,13 +39,13 @@ class Benchmark:
     items: tuple[Item, ...]
     digest: str
 
+    @abstractmethod
     def place(self, out: Path, item: Item) -> Path:
         """What appears at once when an item is finished."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, images: Sequence[Image.Image], item: Item, part: Path) -> None:
         """Write an item's images at ``part``, which then moves to its place."""
-        raise NotImplementedError
 
     def done(self, out: Path, item: Item) -> bool:
         return self.place(out, item).exists()

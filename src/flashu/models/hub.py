@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -62,3 +64,22 @@ def upload(
         )
         raise FlashUError(f"{repo_id} could not be written to the Hugging Face hub ({reason}). {remedy}") from e
     return str(done)
+
+
+class Pushed:
+    """What can be saved can be pushed: `push_to_hub` for a class with ``save_pretrained(folder)``."""
+
+    save_pretrained: Callable[..., None]
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Save to a repository of the Hugging Face hub, made if need be; returns the address of the commit."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo_id, commit_message, private, token, create_pr)
