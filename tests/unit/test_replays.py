@@ -12,6 +12,7 @@ from tests.recipes import GENERATION, UNDERSTANDING
 from torch import Tensor
 
 import flashu
+from flashu.methods.taylor_cache import TaylorCache
 from flashu.runtime.replays import CudaGraphs, Recorded
 from flashu.runtime.rooms import Rooms
 
@@ -48,7 +49,12 @@ def both(recipe: flashu.Recipe) -> tuple[flashu.Engine, flashu.Engine]:
     return plain, replayed
 
 
-@pytest.mark.parametrize("recipe", [flashu.Recipe(), flashu.Recipe(tuple(GENERATION.values()))], ids=["exact", "all"])
+HISTORY = flashu.Recipe((TaylorCache(),))  # reads the features of earlier forwards, which a replay must not write over
+
+
+@pytest.mark.parametrize(
+    "recipe", [flashu.Recipe(), flashu.Recipe(tuple(GENERATION.values())), HISTORY], ids=["exact", "all", "history"]
+)
 def test_replayed_drawings_are_the_same(recipe: flashu.Recipe) -> None:
     plain, replayed = both(recipe)
     Addresses.replays = 0
