@@ -10,6 +10,7 @@ import torch
 from flashu import flow, requests
 from flashu.engine import Answer, Engine, Generation
 from flashu.loops import original
+from flashu.models.products import plain_products
 from flashu.models.showo2.processor import Picture
 from flashu.plan import Plan, Step
 from flashu.run import Record
@@ -37,6 +38,7 @@ class Original(Engine):
         trace = [Record(Step("generation", "denoise", i, forwards), plan, 2, length, 0) for i in range(forwards)]
         return Generation(self.decode(latents), latents, [prompts], [seed], trace)
 
+    @plain_products()
     def answer(  # type: ignore[override]
         self, images: Picture, questions: str, *, max_new_tokens: int | None = None, **_: Any
     ) -> Answer:

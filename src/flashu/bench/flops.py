@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,15 +23,23 @@ def attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **_
     return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
 
 
-# torch counts its attention kernels on GPUs only.
-ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+def product(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    """x [..., in] times weight [out, in] transposed."""
+    return 2 * math.prod(x) * weight[0]
+
+
+# Of the CPU's own kernels torch counts neither attention nor oneDNN's products.
+CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+    torch.ops.mkldnn._linear_pointwise: product,
+}
 
 
 class FlopClock:
     """A clock that reads FLOPs; use inside `counting`."""
 
     def __init__(self) -> None:
-        self.counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+        self.counter = FlopCounterMode(display=False, custom_mapping=CPU)
 
     def now(self) -> float:
         return float(self.counter.get_total_flops())

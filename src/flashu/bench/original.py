@@ -12,6 +12,7 @@ from flashu.bench.kinds import ENCODE, ORIGINAL, SETUP, Kind
 from flashu.bench.subject import Subject
 from flashu.bench.watch import WatchedModel
 from flashu.loops import original
+from flashu.models.products import plain_products
 from flashu.requests import encoded, question_rows
 from flashu.runtime.tokens import visible
 
@@ -42,6 +43,7 @@ def draw(model: WatchedModel, subject: Subject, forwards: int) -> Tensor:
 
 
 @torch.inference_mode()
+@plain_products()
 def answer(model: WatchedModel, subject: Subject, only: tuple[int, ...] | None = None) -> Tensor:
     """Tokens [B, n], greedy. ``only``: just the forwards of these indices, over rows as long as they would be."""
     watch = model.watch

@@ -1,7 +1,8 @@
 """The released programs' own loops, with the work they do and no more.
 
 Drawing: rows padded to full length, both guidance rows embedded, the mask built anew and logits at every position in
-every forward. Answering: the whole row again for every token, its mask grown by a row and a column. No cache, eager.
+every forward. Answering: the whole row again for every token, its mask grown by a row and a column. No cache, eager,
+and torch's own products.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flashu import flow
+from flashu.models.products import plain_products
 from flashu.models.showo2 import naive
 from flashu.models.showo2.model import ShowO2
 
@@ -21,6 +23,7 @@ def nothing(index: int) -> None:
 
 
 @torch.inference_mode()
+@plain_products()
 def draw(
     model: ShowO2,
     ids: Tensor,
@@ -54,7 +57,8 @@ def answer(model: ShowO2, x: Tensor, mask: Tensor, forwards: int, part: naive.Pa
     """Greedy tokens [B], one after another, of embedded rows x [B, S, h] with bool mask [B, 1, S, S]."""
     grown = additive(mask, model.dtype)
     for _ in range(forwards):
-        _, logits = naive.decode(model, x, grown, part)
+        with plain_products():
+            _, logits = naive.decode(model, x, grown, part)
         token = logits[:, -1].argmax(-1)
         yield token
         x = torch.cat((x, model.embed_text(token[:, None])), dim=1)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashu.models.products import Linear, linear
+
 Rope: TypeAlias = tuple[Tensor, Tensor]
 """(cos, sin), each [B, 1, S, head_dim]; the first half of sin has its sign turned (see `rotate`)."""
 KeyValue: TypeAlias = tuple[Tensor, Tensor]
@@ -97,6 +99,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, grouped: bool =
     ``mask`` is bool (True = may attend) or additive, broadcastable to [B, H, S, T]; None = everything is visible.
     ``grouped``: each kv head serves H / H_kv consecutive query heads.
     """
+    if grouped and q.shape[2] == 1:
+        # The one query's heads that share keys are rows of one product: some kernels are slow at the same in heads.
+        rows = q.view(len(q), k.shape[1], -1, q.shape[3])
+        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view(len(q), 1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2).flatten(2)
 
 
@@ -177,10 +183,10 @@ class Attention(Joining):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.grouped = heads != kv_heads
-        self.q_proj = nn.Linear(hidden, heads * head_dim, bias=qkv_bias)
-        self.k_proj = nn.Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
-        self.v_proj = nn.Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
-        self.o_proj = nn.Linear(heads * head_dim, hidden, bias=False)
+        self.q_proj = Linear(hidden, heads * head_dim, bias=qkv_bias)
+        self.k_proj = Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
+        self.o_proj = Linear(heads * head_dim, hidden, bias=False)
         self.q_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
         self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
         self.rotary_emb = rotary
@@ -189,7 +195,7 @@ class Attention(Joining):
         """Queries, keys and values of x [B, S, D], one after another: [B, heads + 2 kv_heads, S, head_dim]."""
         joint = self.joint()
         if joint is not None:
-            y = F.linear(x, *joint)
+            y = linear(x, *joint)
         else:
             y = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
         return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -230,9 +236,9 @@ class GatedFFN(Joining):
 
     def __init__(self, hidden: int, intermediate: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
-        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
-        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+        self.gate_proj = Linear(hidden, intermediate, bias=False)
+        self.up_proj = Linear(hidden, intermediate, bias=False)
+        self.down_proj = Linear(intermediate, hidden, bias=False)
         self.register_buffer("order", None, persistent=False)
 
     def weights(self) -> FFNWeights:
@@ -268,13 +274,13 @@ class GatedFFN(Joining):
         gate, up, down = self.weights() if ffn is None else ffn
         joint = self.joint() if ffn is None else None
         if joint is not None:
-            a, b = F.linear(x, *joint).chunk(2, dim=-1)
+            a, b = linear(x, *joint).chunk(2, dim=-1)
         else:
-            a, b = F.linear(x, gate), F.linear(x, up)
+            a, b = linear(x, gate), linear(x, up)
         inner = F.silu(a) * b
         if tap is not None:
             tap("ffn", inner)
-        return F.linear(inner, down)
+        return linear(inner, down)
 
 
 class DecoderLayer(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flashu.models.layers import Attention, GatedFFN, KeyValue, RMSNorm, Rope, RotaryEmbedding
+from flashu.models.products import Linear
 from flashu.models.showo2.config import HeadConfig
 
 FREQUENCIES = 256
@@ -19,7 +20,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(Linear(FREQUENCIES, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, t_B: Tensor) -> Tensor:
         return self.mlp(sinusoid(t_B).to(next(self.mlp.parameters()).dtype))
@@ -68,7 +69,7 @@ class ModulatedBlock(nn.Module):
         self.mlp = GatedFFN(cfg.hidden_size, cfg.intermediate_size)
         self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(cfg.hidden_size, 6 * cfg.hidden_size))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(cfg.hidden_size, 6 * cfg.hidden_size))
 
     def forward(
         self,
@@ -100,8 +101,8 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.norm_final = RMSNorm(width, QK_NORM_EPS)
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def forward(self, x: Tensor, e_t: Tensor, image: Tensor | None = None) -> Tensor:
         shift, scale = spread(self.adaLN_modulation(e_t)).chunk(2, dim=-1)

@@ -25,6 +25,7 @@ from flashu.models.layers import (
     RotaryEmbedding,
     Tap,
 )
+from flashu.models.products import Linear
 from flashu.models.showo2.config import LLMConfig, ShowO2Config
 from flashu.models.showo2.head import FinalLayer, ModulatedBlock, TimestepEmbedder
 from flashu.models.showo2.vision import PatchEmbed, SemanticLayers
@@ -56,7 +57,7 @@ class CausalLM(nn.Module):
     def __init__(self, cfg: LLMConfig) -> None:
         super().__init__()
         self.model = Decoder(cfg)
-        self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+        self.lm_head = Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         if cfg.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -81,10 +82,10 @@ class ShowO2(nn.Module):
         self.position_embedding = nn.Embedding(config.vision.num_positions, config.vision.hidden_size)
         self.register_buffer("image_position_ids", torch.arange(config.vision.num_positions)[None], persistent=False)
         fused = config.vision.hidden_size + h
-        self.fusion_proj = nn.Sequential(RMSNorm(fused, 1e-6), nn.Linear(fused, h), nn.GELU(), nn.Linear(h, h))
+        self.fusion_proj = nn.Sequential(RMSNorm(fused, 1e-6), Linear(fused, h), nn.GELU(), Linear(h, h))
         self.time_embed = TimestepEmbedder(d)
-        self.diff_proj = nn.Sequential(nn.Linear(h, d), nn.GELU(), nn.Linear(d, d)) if h != d else nn.Identity()
-        self.time_embed_proj = nn.Linear(d, h) if h != d else nn.Identity()
+        self.diff_proj = nn.Sequential(Linear(h, d), nn.GELU(), Linear(d, d)) if h != d else nn.Identity()
+        self.time_embed_proj = Linear(d, h) if h != d else nn.Identity()
         self.diffusion_head_a = nn.ModuleList(ModulatedBlock(config.head) for _ in range(config.head.num_layers))
         self.diffusion_head_b = FinalLayer(d, p * p * c)
         for module in self.modules():
