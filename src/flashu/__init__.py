@@ -70,13 +70,14 @@ def load(
     in_place: bool = False,
     offload: bool = False,
     quantize: str | None = None,
+    pack: bool = False,
 ) -> Engine:
     """An engine for "scenes" (in the package), an official Show-o2 hub id or a folder; see `ShowO2.from_pretrained` and
     `Engine`."""
     from flashu.engine import Engine
     from flashu.showo2 import ShowO2
 
-    model = ShowO2.from_pretrained(source, dtype=dtype, device=device, offload=offload, quantize=quantize)
+    model = ShowO2.from_pretrained(source, dtype=dtype, device=device, offload=offload, quantize=quantize, pack=pack)
     assert model.processor is not None
     return Engine(model, model.processor, recipe, model.calibration, compile=compile, graphs=graphs, in_place=in_place)
 

@@ -47,6 +47,7 @@ class ShowO2(Pushed, Architecture):
         autoencoder: str | os.PathLike[str] | None = "auto",
         offload: bool = False,
         quantize: str | None = None,
+        pack: bool = False,
         exact_rope: bool | None = None,
     ) -> ShowO2:
         """Load a folder, a hub id or "scenes"; ``dtype`` None = as stored, ``device`` None = CPU.
@@ -54,12 +55,14 @@ class ShowO2(Pushed, Architecture):
         Reads the official layout (`pytorch_model.bin`, sharded, or safetensors, with the constructor's `config.json`)
         and ours. ``autoencoder``: a Wan2.1 folder or `.pth`; "auto" = the checkpoint's own, else the hub's; None =
         latents only. ``offload``: the weights stay in main memory and visit ``device`` a projection or FFN at a time.
-        ``quantize``: see `quantize`. ``exact_rope``: rotary frequencies stay fp32 at a lower ``dtype``, where the
-        original rounds them; None = as the checkpoint says (official ones: rounded). Raises `CheckpointError`, leaving
-        nothing half-loaded.
+        ``quantize``: see `quantize`. ``pack``: for bf16 on a CPU, see `pack`; costs the weights' memory once more.
+        ``exact_rope``: rotary frequencies stay fp32 at a lower ``dtype``, where the original rounds them; None = as the
+        checkpoint says (official ones: rounded). Raises `CheckpointError`, leaving nothing half-loaded.
         """
         if offload and quantize is not None:
             raise FlashUError("accelerate cannot move torchao's tensors: give offload or quantize, not both")
+        if pack and (offload or quantize is not None):
+            raise FlashUError("packed weights are neither offloaded nor quantized: leave pack out, or the other")
         entry = resolve(source)
         place = "cpu" if offload else device
         model = load_model(entry.source, dtype or entry.dtype, place, cls, exact_rope)
@@ -69,6 +72,8 @@ class ShowO2(Pushed, Architecture):
             model.calibration = Calibration.load(file, checkpoint_hash(model))
         if quantize is not None:
             model.quantize(quantize)
+        if pack:
+            model.pack()
         if offload:
             offload_to(model, device or "cpu")
         return model

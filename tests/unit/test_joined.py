@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
+import flashu
 from flashu.models.layers import Attention, GatedFFN, Joining, RotaryEmbedding
 from flashu.models.registry import open_model
 from flashu.models.showo2.load import save_model
@@ -105,8 +107,32 @@ def test_a_layer_put_in_place_counts(pair: tuple[Joining, Joining]) -> None:
         adapted.weight, adapted.bias = part.weight, nn.Parameter(torch.ones(part.out_features))
         setattr(module, name, adapted)
     assert joined.joint() is None
-    if isinstance(joined, Attention):
-        assert torch.equal(answer(joined, x), answer(separate, x))
+    assert torch.equal(answer(joined, x), answer(separate, x))
+
+
+@pytest.mark.parametrize("name", GatedFFN.NEURONS)
+@torch.no_grad()
+def test_an_adapter_around_an_ffn_projection_counts(name: str) -> None:
+    """Whichever of the three it is around; where only plain weights can be used it is refused, not forgotten."""
+
+    class Doubled(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base, self.weight = base, base.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * self.base(x)
+
+    ffn = GatedFFN(32, 48)
+    ffn.join()
+    x = torch.randn(1, 3, 32)
+    setattr(ffn, name, Doubled(getattr(ffn, name)))
+    gate, up, down = (
+        part(torch.eye(width)).T for part, width in ((ffn.gate_proj, 32), (ffn.up_proj, 32), (ffn.down_proj, 48))
+    )
+    torch.testing.assert_close(ffn(x), F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down))
+    with pytest.raises(flashu.FlashUError, match=f"{name} is a Doubled"):
+        ffn.weights()
 
 
 def test_a_loaded_model_is_joined_and_saves_as_it_was(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flashu import cost
 from flashu.bench.kinds import ORIGINAL, PROMPT, Kind
 from flashu.calibrate.bank import alignment, keep_count
+from flashu.models.quantize import weight_bytes
 from flashu.models.showo2.config import ShowO2Config
 from flashu.models.showo2.model import ShowO2
 
@@ -115,4 +116,4 @@ class Reads:
 
 def size(*modules: nn.Module) -> int:
     """Bytes of the modules' parameters."""
-    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    return sum(map(weight_bytes, modules))

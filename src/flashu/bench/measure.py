@@ -18,7 +18,7 @@ from flashu.bench.rows import Row
 from flashu.bench.subject import Subject
 from flashu.bench.summary import about, summary
 from flashu.bench.watch import Clock, Watch, clock_of
-from flashu.errors import RecipeError
+from flashu.errors import FlashUError
 
 NO_GRAPHS = "CUDA graphs need a CUDA device: there is none here"
 SHORTEST = 0.5
@@ -50,7 +50,7 @@ def bench(
             continue
         try:
             lanes.append(lane_of(row, subject, banks, clock))
-        except RecipeError as error:
+        except FlashUError as error:
             notes[row.name] = str(error)
     say("measuring the machine's ceilings")
     ceiling = measure_ceiling(device, subject.model.dtype)
@@ -93,6 +93,8 @@ def bench(
 def lane_of(row: Row, subject: Subject, banks: Banks, clock: Clock, compiled: bool | None = None) -> Lane:
     """The lane a row runs on; ``compiled`` overrides what the row says."""
     if row.recipe is None:
+        if subject.weights not in ("", "packed"):
+            raise FlashUError(f"the original program knows no {subject.weights} weights")
         return OriginalLane(row, subject, clock)
     return RecipeLane(row, subject, clock, banks, compiled=row.compiled if compiled is None else compiled)
 

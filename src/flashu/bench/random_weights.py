@@ -32,13 +32,16 @@ def named_config(name: str) -> ShowO2Config:
     return official_config({"llm_model_path": llm, "image_latent_height": side, "image_latent_width": side})
 
 
-def named_model(name: str, dtype: torch.dtype, device: torch.device) -> tuple[ShowO2, Processor]:
-    """A model of a released checkpoint's size, built in ``dtype`` on ``device``, and a processor without words."""
+def named_model(
+    name: str, dtype: torch.dtype, device: torch.device, around: torch.device | None = None
+) -> tuple[ShowO2, Processor]:
+    """A model of a released checkpoint's size, built in ``dtype`` on ``device``, and a processor without words, its
+    autoencoder on ``around`` (None: there, too)."""
     config = named_config(name)
     _, _, pixels, steps = NAMED[name]
     defaults = GenerationDefaults(steps, official_defaults(config).guidance, height=pixels, width=pixels)
     text = Text(Tokenizer(models.WordLevel({"word": 0}, unk_token="word")), IDS, ChatTemplate(), max_text(config))
-    return random_model(config, dtype, device), Processor(text, random_autoencoder(dtype, device), defaults)
+    return random_model(config, dtype, device), Processor(text, random_autoencoder(dtype, around or device), defaults)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from itertools import cycle, islice
@@ -13,10 +12,12 @@ from torch import Tensor
 from flashu import flow, requests
 from flashu.bench.random_weights import NAMED, named_model
 from flashu.errors import FlashUError
-from flashu.models.registry import open_model
+from flashu.models.offload import offload, offloaded
+from flashu.models.quantize import quantize
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Processor
 from flashu.plan import Task
+from flashu.showo2 import ShowO2 as Loaded
 
 TASK: dict[str, Task] = {"t2i": "generation", "mmu": "understanding"}
 PROMPT_TOKENS, QUESTION_TOKENS, NEW_TOKENS = 16, 32, 32
@@ -56,6 +57,13 @@ class Subject:
         return None if self.task == "mmu" or scale in (0, 1) else scale
 
     @property
+    def weights(self) -> str:
+        """How the weights are held, where that is not as the checkpoint has them."""
+        if offloaded(self.model):
+            return "offloaded"
+        return "packed" if self.model.packed else self.model.quantization or ""
+
+    @property
     def units(self) -> tuple[int, str]:
         """How much one request yields."""
         return (self.batch, "images") if self.task == "t2i" else (self.batch * self.new_tokens, "tokens")
@@ -88,12 +96,34 @@ def open_subject(
     dtype: torch.dtype | None = None,
     steps: int | None = None,
     new_tokens: int | None = None,
+    pack: bool = False,
+    quantization: str | None = None,
+    offloading: bool = False,
 ) -> Subject:
-    """The subject of a name: a released size (made-up weights, bf16 unless told otherwise), "scenes", a checkpoint."""
+    """The subject of a name: a released size (made-up weights, bf16 unless told otherwise), "scenes", a checkpoint.
+
+    Its weights are packed, quantized or offloaded as a user's would be (see `ShowO2.from_pretrained`); one of these.
+    """
+    if sum((pack, quantization is not None, offloading)) > 1:
+        raise FlashUError("weights are packed, quantized or offloaded: give one of the three")
+    model: ShowO2
     if name in NAMED:
-        model, processor = named_model(name, dtype or torch.bfloat16, torch.device(device))
+        place = torch.device(device)
+        model, processor = named_model(
+            name, dtype or torch.bfloat16, torch.device("cpu") if offloading else place, place
+        )
+        if pack:
+            model.pack()
+        if quantization is not None:
+            quantize(model, quantization)
+        if offloading:
+            offload(model, place)
     else:
-        model, processor = open_model(os.fspath(name), dtype, device)
+        model = Loaded.from_pretrained(
+            name, dtype=dtype, device=device, offload=offloading, quantize=quantization, pack=pack
+        )
+        assert model.processor is not None
+        processor = model.processor
     return subject_of(name, model, processor, task, batch=batch, steps=steps, new_tokens=new_tokens)
 
 

@@ -98,6 +98,7 @@ def about(subject: Subject) -> dict[str, Any]:
         "task": subject.task,
         "batch": subject.batch,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": subject.weights,
         "device": str(model.device),
         "pixels": [defaults.height, defaults.width],
         "guidance": subject.guidance,

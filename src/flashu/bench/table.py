@@ -84,7 +84,8 @@ def title(report: Report) -> str:
     about, machine = report.subject, report.machine
     what = f"{about['model']} {about['task']}, {about['pixels'][1]}x{about['pixels'][0]} px, batch {about['batch']}"
     threads = f" ({machine['threads']} threads)" if about["device"] == "cpu" else ""
-    return f"{what}, {about['dtype']} on {machine['device']}{threads}"
+    held = f" {about['weights']}" if about.get("weights") else ""
+    return f"{what}, {about['dtype']}{held} on {machine['device']}{threads}"
 
 
 def footer(report: Report) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flashu.errors import CalibrationError, FlashUError
 from flashu.models.layers import FFNWeights
+from flashu.models.products import pack
 from flashu.models.protocol import UnifiedModel
 from flashu.models.quantize import plain, requantized
 
@@ -36,9 +37,9 @@ def kept(scores: Tensor, ratio: float, multiple: int | None = None) -> Tensor:
 
 @torch.no_grad()
 def bank(model: UnifiedModel, index: Tensor) -> list[FFNWeights]:
-    """Weight triples of the neurons at ``index`` [layers, K], copied, and quantized if the model's are."""
+    """Weight triples of the neurons at ``index`` [layers, K], copied, and quantized or packed if the model's are."""
     _check(model, index)
-    weights = []
+    weights: list[FFNWeights] = []
     for layer, own in zip(model.layers, index, strict=True):
         gate, up, down = (plain(weight) for weight in layer.mlp.weights())
         keep = own.to(gate.device)
@@ -47,7 +48,7 @@ def bank(model: UnifiedModel, index: Tensor) -> list[FFNWeights]:
         gate, up, down = (
             requantized(w, model.quantization) for w in (gate[keep], up[keep], down[:, keep].contiguous())
         )
-        weights.append((gate, up, down))
+        weights.append((pack(gate), pack(up), pack(down)) if model.packed else (gate, up, down))
     return weights
 
 
@@ -57,8 +58,9 @@ def bank_in_place(model: UnifiedModel, masks: Mapping[str, Tensor]) -> dict[str,
     Each layer's neurons are put in the order: of the first mask only, of both, of the second only, of neither.
     Nothing may run on the model meanwhile; `restore` puts them back. `FlashUError` if they are arranged for others.
     """
-    if model.quantization is not None:
-        raise FlashUError("quantized FFN neurons cannot be moved: leave in_place out, so that they are copied")
+    if model.quantization is not None or model.packed:
+        kind = "packed" if model.packed else "quantized"
+        raise FlashUError(f"{kind} FFN neurons cannot be moved: leave in_place out, so that they are copied")
     for index in masks.values():
         _check(model, index)
     banks: dict[str, list[FFNWeights]] = {name: [] for name in masks}

@@ -31,11 +31,12 @@ def ask(
     in_place: opt.InPlace = False,
     offload: opt.Offload = False,
     quantize: opt.Quantize = None,
+    pack: opt.Pack = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Answer questions about an image or video, one line each; written as it is found if the output is a terminal."""
     engine = open_engine(
-        model, preset, dtype, device, calibration, in_place=in_place, offload=offload, quantize=quantize
+        model, preset, dtype, device, calibration, in_place=in_place, offload=offload, quantize=quantize, pack=pack
     )
     from flashu.models.showo2.video import Video, is_video
 

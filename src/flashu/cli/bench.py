@@ -33,6 +33,9 @@ def bench(
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own choice if not given.")] = None,
+    pack: opt.Pack = False,
+    quantize: opt.Quantize = None,
+    offload: opt.Offload = False,
     rows: Annotated[str | None, typer.Option(help="Names, separated by commas; all if not given.")] = None,
     steps: opt.Steps = None,
     new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of every answer (32).")] = None,
@@ -67,6 +70,9 @@ def bench(
         dtype=None if wanted_dtype is None else getattr(torch, wanted_dtype),
         steps=steps,
         new_tokens=new_tokens,
+        pack=pack,
+        quantization=quantize,
+        offloading=offload,
     )
     with progress() as bars:
         doing = bars.add_task("", total=None)

@@ -37,13 +37,14 @@ def generate(
     in_place: opt.InPlace = False,
     offload: opt.Offload = False,
     quantize: opt.Quantize = None,
+    pack: opt.Pack = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Draw images of prompts. Several go to out-0.png, out-1.png, ...; those finished before an interruption stay."""
     texts = [prompt for prompt in prompts for _ in range(n)]
     paths = image_paths(output, len(texts))
     engine = open_engine(
-        model, preset, dtype, device, calibration, in_place=in_place, offload=offload, quantize=quantize
+        model, preset, dtype, device, calibration, in_place=in_place, offload=offload, quantize=quantize, pack=pack
     )
     settings = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     files: list[dict[str, Any]] = []

@@ -26,6 +26,7 @@ def open_engine(
     in_place: bool = False,
     offload: bool = False,
     quantize: str | None = None,
+    pack: bool = False,
 ) -> Engine:
     """The engine of ``model`` under ``recipe``. ``device`` None: CUDA where there is one."""
     settled = load_recipe(recipe, model)
@@ -40,7 +41,7 @@ def open_engine(
 
     place = usable(device)
     number = None if dtype is None else getattr(torch, dtype)
-    opened = ShowO2.from_pretrained(model, dtype=number, device=place, offload=offload, quantize=quantize)
+    opened = ShowO2.from_pretrained(model, dtype=number, device=place, offload=offload, quantize=quantize, pack=pack)
     known = opened.calibration if calibration is None else Calibration.load(calibration, checkpoint_hash(opened))
     assert opened.processor is not None
     return Engine(opened, opened.processor, settled, known, in_place=in_place)

@@ -37,6 +37,9 @@ InPlace = Annotated[
 Offload = Annotated[
     bool, typer.Option("--offload", help="Keep the weights in main memory; each visits the device when needed.")
 ]
+Pack = Annotated[
+    bool, typer.Option("--pack", help="Copy the weights into the layout a CPU's bf16 products are quickest in.")
+]
 Quantize = Annotated[
     str | None, typer.Option("--quantize", help="int8, int8-weight, fp8 or fp8-weight, through torchao.")
 ]

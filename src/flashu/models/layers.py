@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashu.models.products import Linear, linear
+from flashu.errors import FlashUError
+from flashu.models.products import Linear, Snapshot, Weight, linear, pack
 
 Rope: TypeAlias = tuple[Tensor, Tensor]
 """(cos, sin), each [B, 1, S, head_dim]; the first half of sin has its sign turned (see `rotate`)."""
@@ -32,7 +33,7 @@ class Slot(NamedTuple):
 
 
 Past: TypeAlias = KeyValue | Slot
-FFNWeights: TypeAlias = tuple[Tensor, Tensor, Tensor]
+FFNWeights: TypeAlias = tuple[Weight, Weight, Weight]
 """(gate [K, D], up [K, D], down [D, K]) of a gated FFN with K kept neurons."""
 Tap: TypeAlias = Callable[[str, Tensor], None]
 """Observer of inner values, called as tap(name, value); used by calibration and analysis only."""
@@ -121,6 +122,7 @@ class Joining(nn.Module):
 
     JOINT: ClassVar[tuple[str, ...]]
     _joint: tuple[list[tuple[nn.Linear, Tensor]], Tensor, Tensor | None] | None = None
+    _packed: Snapshot | None = None
 
     @torch.no_grad()
     def join(self) -> None:
@@ -134,9 +136,17 @@ class Joining(nn.Module):
 
         weight = side_by_side([part.weight for part in parts])
         bias = None if parts[0].bias is None else side_by_side([part.bias for part in parts])
-        self._joint = [(part, part.weight) for part in parts], weight, bias
+        self._joint, self._packed = ([(part, part.weight) for part in parts], weight, bias), None
 
-    def joint(self) -> tuple[Tensor, Tensor | None] | None:
+    def pack(self) -> None:
+        """Pack the joint weight (see `products.Packed`)."""
+        if self.joint() is None:
+            self.join()
+        assert self._joint is not None
+        parts, weight, _ = self._joint
+        self._packed = Snapshot.take(pack(weight), [own for _, own in parts])
+
+    def joint(self) -> tuple[Weight, Tensor | None] | None:
         """The joint weight and bias; None unless they are there, current and enough."""
         if self._joint is None or torch.is_grad_enabled():
             return None
@@ -145,8 +155,15 @@ class Joining(nn.Module):
         for name, (part, own) in zip(self.JOINT, parts, strict=True):
             if self._modules[name] is not part or part.weight is not own:
                 return None
-        moved = not torch.compiler.is_compiling() and parts[0][1].data_ptr() != weight.data_ptr()
-        return None if moved else (weight, bias)
+        if torch.compiler.is_compiling():
+            return weight, bias
+        place = weight.data_ptr()
+        for _, own in parts:
+            if own.data_ptr() != place:
+                return None
+            place += own.nbytes
+        packed = self._packed
+        return weight if packed is None or not packed.holds(*(own for _, own in parts)) else packed.made, bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Joining:
         super()._apply(fn, recurse)
@@ -155,7 +172,7 @@ class Joining(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_joint": self._joint is not None}
+        return self.__dict__ | {"_joint": self._joint is not None, "_packed": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         joined = state.pop("_joint")
@@ -241,7 +258,14 @@ class GatedFFN(Joining):
         self.down_proj = Linear(intermediate, hidden, bias=False)
         self.register_buffer("order", None, persistent=False)
 
-    def weights(self) -> FFNWeights:
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of the projections; `FlashUError` if one is more than a projection."""
+        for name in self.NEURONS:
+            if not isinstance(part := self._modules[name], nn.Linear):
+                raise FlashUError(
+                    f"{name} is a {type(part).__name__}, so its weights alone say too little: merge what is around "
+                    "it (peft: merge_and_unload) before they are pruned or compiled"
+                )
         return self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
 
     def stored(self, values: Tensor, dim: int = -1) -> Tensor:
@@ -271,16 +295,16 @@ class GatedFFN(Joining):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, x: Tensor, ffn: FFNWeights | None = None, tap: Tap | None = None) -> Tensor:
-        gate, up, down = self.weights() if ffn is None else ffn
-        joint = self.joint() if ffn is None else None
-        if joint is not None:
+        if ffn is not None:
+            a, b = linear(x, ffn[0]), linear(x, ffn[1])
+        elif (joint := self.joint()) is not None:
             a, b = linear(x, *joint).chunk(2, dim=-1)
         else:
-            a, b = linear(x, gate), linear(x, up)
+            a, b = self.gate_proj(x), self.up_proj(x)
         inner = F.silu(a) * b
         if tap is not None:
             tap("ffn", inner)
-        return linear(inner, down)
+        return self.down_proj(inner) if ffn is None else linear(inner, ffn[2])
 
 
 class DecoderLayer(nn.Module):

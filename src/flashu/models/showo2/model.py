@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashu.errors import FlashUError
 from flashu.models.layers import (
     Attention,
     DecoderLayer,
@@ -25,7 +26,7 @@ from flashu.models.layers import (
     RotaryEmbedding,
     Tap,
 )
-from flashu.models.products import Linear
+from flashu.models.products import Linear, check_packing
 from flashu.models.showo2.config import LLMConfig, ShowO2Config
 from flashu.models.showo2.head import FinalLayer, ModulatedBlock, TimestepEmbedder
 from flashu.models.showo2.vision import PatchEmbed, SemanticLayers
@@ -65,11 +66,13 @@ class CausalLM(nn.Module):
 class ShowO2(nn.Module):
     """Native unified model: text tokens and image latents through one decoder, velocities out of a flow head.
 
-    ``quantization``: the scheme its projections are quantized by, None if they are not.
+    ``quantization``: the scheme its projections are quantized by, None if they are not. ``packed``: whether its
+    projections have copies packed for the CPU.
     """
 
     image_position_ids: Tensor
     quantization: str | None = None
+    packed = False
 
     def __init__(self, config: ShowO2Config) -> None:
         super().__init__()
@@ -114,6 +117,22 @@ class ShowO2(nn.Module):
         for module in self.modules():
             if isinstance(module, Joining):
                 module.join()
+
+    def pack(self) -> None:
+        """Give every projection a copy of its weights in the layout in which a CPU's bf16 products are quickest.
+
+        Weights cast, moved or replaced later have none. `FlashUError`, with nothing done, where nothing is gained.
+        """
+        check_packing(self.dtype, self.device)
+        if self.quantization is not None:
+            raise FlashUError(f"quantized projections ({self.quantization}) cannot be packed: leave pack out")
+        if any(p.is_meta for p in self.parameters()):
+            raise FlashUError("an offloaded model cannot be packed: load it without offload")
+        together = {part for m in self.modules() if isinstance(m, Joining) for part in map(m.get_submodule, m.JOINT)}
+        for module in self.modules():
+            if isinstance(module, Joining) or (isinstance(module, Linear) and module not in together):
+                module.pack()
+        self.packed = True
 
     # -- entrances ---------------------------------------------------------------------------------------------
     def embed_text(self, ids_BS: Tensor) -> Tensor:
