@@ -45,7 +45,8 @@ class Prefix:
 
 
 class Run:
-    """Plans the forwards of one request and keeps what they share: prompt prefixes, head features (``kept``: of which
+    """Plans the forwards of one request (``room``: tokens an answer's cache must take in) and keeps what they share:
+    prompt prefixes, head features (``kept``: of which
     forward, of ``branches`` branches), the ``gap`` between the branches' velocities, recorded forwards, the trace."""
 
     def __init__(
@@ -55,6 +56,7 @@ class Run:
         self.recipe = recipe
         self.task = task
         self.forwards = forwards
+        self.room = forwards - 1
         self.guidance = guidance
         self.seen = Seen()
         self.kept: list[tuple[int, Tensor]] = []

@@ -55,7 +55,7 @@ def bench(
     say("measuring the machine's ceilings")
     ceiling = measure_ceiling(device, subject.model.dtype)
     flops = count_flops(lanes, subject, banks, say)
-    compiling = {lane: warm_up(lane, say) for lane in lanes if lane.row.compiled}
+    compiling = {lane: warm_up(lane, sampled, say) for lane in lanes if lane.row.compiled}
     if not sampled:
         settle_fewer(lanes, {lane: [lane.sample(SHORTEST)] for lane in lanes if is_needed(lane, lanes)})
 
@@ -141,11 +141,13 @@ def count_flops(lanes: Sequence[Lane], subject: Subject, banks: Banks, say: Say)
     return counted
 
 
-def warm_up(lane: Lane, say: Say) -> float:
-    """Seconds by which the first short run, which compiles, is longer than the second."""
+def warm_up(lane: Lane, sampled: bool, say: Say) -> float:
+    """Seconds by which the first run, which compiles, is longer than the second. Short runs, but where answers are
+    timed whole: which layers those skip, they find out, and so what there is to compile."""
     say(f"compiling {lane.row.name}")
-    first = lane.sample().seconds
-    return max(first - lane.sample().seconds, 0.0)
+    play = lane.sample if sampled or lane.subject.task == "t2i" else lane.whole
+    first = play().seconds
+    return max(first - play().seconds, 0.0)
 
 
 def is_needed(lane: Lane, lanes: Sequence[Lane]) -> bool:

@@ -176,6 +176,7 @@ class WatchedRun(Run):
         forwards = run.forwards if plans is None else len(plans)
         super().__init__(run.runner, run.recipe, run.task, forwards, guidance=run.guidance)
         assert isinstance(run.runner, WatchedRunner)
+        self.room = max(run.room, forwards - 1)  # a short run's cache has the shapes of a whole one's
         self.watch = run.runner.model.watch
         self.pruned, self.plans = pruned, plans
 

@@ -58,7 +58,7 @@ def prefill(run: Run, x: Tensor, tokens: Tokens) -> tuple[Tensor, Cache]:
     assert isinstance(done.kv, KV)
     # Law e: only the last token of each row has logits anybody reads.
     at = done.tokens.last.to(model.device)[:, None, None].expand(-1, 1, done.hidden.shape[-1])
-    cache = Cache(model, done.kv.layers, done.kv.tokens, run.forwards - 1)
+    cache = Cache(model, done.kv.layers, done.kv.tokens, run.room)
     return model.logits(done.hidden.gather(1, at))[:, 0], cache
 
 

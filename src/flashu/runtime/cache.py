@@ -10,7 +10,12 @@ from torch import Tensor
 
 from flashu.models.layers import KeyValue, Rope, Slot
 from flashu.models.protocol import UnifiedModel
+from flashu.plan import LayerPlan
+from flashu.runtime.stretches import Stretch
 from flashu.runtime.tokens import Tokens
+
+MULTIPLE = 64
+"""Capacities are multiples of it, so that answers of about the same length have the same shapes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +28,15 @@ class View:
 
 
 class Space:
-    """Room behind tokens that some layers hold: ``mask`` [B, 1, 1, C], added to the scores, shows them and what is
-    written at ``at`` [1], which moves on."""
+    """Room behind tokens that some layers hold, for at least ``more``: ``mask`` [B, 1, 1, C], added to the scores,
+    shows them and what is written at ``at`` [1], which moves on."""
 
     def __init__(self, held: Tokens, more: int, dtype: torch.dtype, device: torch.device) -> None:
         width = held.shape[1]
-        mask = torch.full((len(held.valid), 1, 1, width + more), -torch.inf, dtype=dtype)
+        capacity = -(-(width + more) // MULTIPLE) * MULTIPLE
+        mask = torch.full((len(held.valid), 1, 1, capacity), -torch.inf, dtype=dtype)
         mask[:, 0, 0, :width].masked_fill_(held.valid, 0)
-        self.more = more
+        self.more = capacity - width
         self.mask = mask.to(device)
         self.at = torch.full((1,), width, device=device)
         self.mask.index_fill_(3, self.at, 0)
@@ -50,11 +56,12 @@ class Cache:
     """Keys and values of ``held`` tokens, layer by layer, and room for ``more`` text tokens per row, one at a time.
 
     It belongs to one run and advances in place, on the device alone: a pass over it is the same program every time,
-    which can be recorded.
+    which can be recorded. ``walks``: the parts of such a pass under each plan met.
     """
 
     def __init__(self, model: UnifiedModel, layers: Sequence[KeyValue], held: Sequence[Tokens], more: int) -> None:
         more += 1  # so that it may advance past the last
+        self.walks: dict[LayerPlan, Sequence[Stretch]] = {}
         self._first, self._width = held[-1].following(), held[-1].shape[1]
         self._tables = model.rope((self._first.pos + torch.arange(more)).to(model.device))
         cos, sin = (table[:, :, :1].clone() for table in self._tables)
@@ -63,8 +70,9 @@ class Cache:
         distinct = {id(tokens): tokens for tokens in held}
         spaces = {key: Space(tokens, more, model.dtype, model.device) for key, tokens in distinct.items()}
         self._spaces = list(spaces.values())
-        self._views = [View(self._rope, spaces[id(tokens)].mask) for tokens in held]
-        self._slots = [spaces[id(tokens)].slot(kv) for kv, tokens in zip(layers, held, strict=True)]
+        views = {key: View(self._rope, space.mask) for key, space in spaces.items()}
+        self.views = [views[id(tokens)] for tokens in held]
+        self.slots = [spaces[id(tokens)].slot(kv) for kv, tokens in zip(layers, held, strict=True)]
 
     def width(self, taken: int) -> int:
         """Tokens the last layer holds of each row once the cache has ``taken`` in so many."""
@@ -76,7 +84,7 @@ class Cache:
 
     def at(self, i: int, tokens: Tokens) -> tuple[View, Slot]:
         """What the next tokens see in layer ``i``, and where they go."""
-        return self._views[i], self._slots[i]
+        return self.views[i], self.slots[i]
 
     def grown(self, *_: object) -> Cache:
         """The next tokens stand in every layer: make ready for those after them."""

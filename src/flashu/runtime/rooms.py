@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flashu.models.layers import FFNWeights, KeyValue, Past, Rope
 from flashu.models.protocol import UnifiedModel
 from flashu.runtime.replays import Record
+from flashu.runtime.stretches import Stretches
 
 
 def _layer(
@@ -70,6 +71,7 @@ class Rooms:
         self.record = record
         self.layer: Callable[..., tuple[Tensor, KeyValue]] = _layer
         self.head: Callable[..., tuple[Tensor, list[KeyValue]]] = _head
+        self.stretches = Stretches(compiled, options)
         if compiled:
             layer = _compiled(_layer, options)
             self.layer = lambda room, x, rope, mask, past, ffn: layer(

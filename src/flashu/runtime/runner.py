@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from flashu.models.layers import FFNWeights, KeyValue, Past, Tap
+from flashu.models.layers import FFNWeights, KeyValue, Past, Rope, Slot, Tap
 from flashu.models.protocol import UnifiedModel
 from flashu.plan import FULL, LayerPlan, Probe
 from flashu.runtime.cache import Cache, View
 from flashu.runtime.rooms import Rooms
 from flashu.runtime.scores import NEED_QUERY, Inner, dropped
+from flashu.runtime.stretches import LENGTH, Stretch
 from flashu.runtime.tokens import Tokens, visible
 
 EAGER = Rooms()
@@ -107,9 +110,11 @@ class Runner:
         adds its keys and values. ``probe``: measure each layer's input-output similarity (all layers must run).
         """
         model = self.model
+        if isinstance(past, Cache) and keep and self.observer is None and probe == "off" and not plan.routes:
+            return Pass(model.norm(self._token(x, plan, past)), tokens, past.grown(), None)
         bank = None if plan.ffn == FULL else self.banks[plan.ffn]
         sight = past if isinstance(past, Cache) else Sight(self.view, past, view)
-        # One token is less work than calling a compiled room.
+        # A token that is watched goes layer by layer, which is less work than calling a compiled room.
         room = EAGER.layer if isinstance(past, Cache) else self.rooms.layer
         caches: list[KeyValue] = []
         seen_by: list[Tokens] = []
@@ -144,6 +149,35 @@ class Runner:
         scores = tuple(torch.stack(similarity).tolist()) if similarity else None
         return Pass(model.norm(x), tokens, grown, scores)
 
+    def _token(self, x: Tensor, plan: LayerPlan, cache: Cache) -> Tensor:
+        """One token per row, x [B, 1, h], through the layers of ``plan``; nobody looks at what is inside."""
+        if plan not in cache.walks:
+            cache.walks[plan] = list(self._walk(plan, cache))
+        for stretch in cache.walks[plan]:
+            x = stretch(x)
+        return x
+
+    def _walk(self, plan: LayerPlan, cache: Cache) -> Iterator[Stretch]:
+        """The layers of ``plan`` in stretches, of `LENGTH` where so many in a row run and see the same, else of one:
+        any set of skipped layers is made of the same two kinds."""
+        layers: Sequence[nn.Module] = list(self.model.layers)
+        bank = None if plan.ffn == FULL else self.banks[plan.ffn]
+        views, slots = cache.views, cache.slots
+        start = 0
+        while start < len(layers):
+            view, stop = views[start], start + 1
+            if start in plan.skip:
+                yield partial(_keep, layers[start], view.rope, slots[start])
+            else:
+                ahead = range(start, start + LENGTH)
+                if ahead.stop <= len(layers) and all(i not in plan.skip and views[i] is view for i in ahead):
+                    stop = ahead.stop
+                part = slice(start, stop)
+                ffns = [None] * (stop - start) if bank is None else bank[part]
+                assert view.mask is not None
+                yield self.rooms.stretches.bind(layers[part], view.rope, view.mask, slots[part], ffns)
+            start = stop
+
     def head(
         self, hidden: Tensor, e_t: Tensor | None, view: View, past: list[KeyValue] | None, image: Tensor | None
     ) -> tuple[Tensor, list[KeyValue]]:
@@ -163,6 +197,12 @@ class Runner:
 
         tap("input", x)
         return tap
+
+
+def _keep(layer: Any, rope: Rope, slot: Slot, x: Tensor) -> Tensor:
+    """A skipped layer: its keys and values join the cache, the token goes on as it is."""
+    layer.keys_values(x, rope, slot)
+    return x
 
 
 def inner(tokens: Tokens, kv: KeyValue, output: Tensor, tapped: dict[str, Tensor] | None) -> Inner:
