@@ -10,6 +10,7 @@ from flashu.runtime.rooms import Rooms
 from tests.recipes import GENERATION, UNDERSTANDING
 
 MOST = 4
+"""For one task."""
 
 
 def test_few_graphs_serve_every_plan(tiny: flashu.ShowO2) -> None:
@@ -29,6 +30,7 @@ def test_few_graphs_serve_every_plan(tiny: flashu.ShowO2) -> None:
 
 
 def test_few_graphs_serve_a_growing_cache(tiny: flashu.ShowO2) -> None:
+    """One for prefills; of stretches one of four layers and one of a single layer, with a whole or a pruned FFN."""
     torch._dynamo.reset()
     counter = CompileCounter()
     eager = flashu.Engine(tiny, tiny.processor, flashu.Recipe(tuple(UNDERSTANDING.values())))

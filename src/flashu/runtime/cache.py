@@ -64,7 +64,8 @@ class Cache:
         self.walks: dict[LayerPlan, Sequence[Stretch]] = {}
         self._first, self._width = held[-1].following(), held[-1].shape[1]
         self._tables = model.rope((self._first.pos + torch.arange(more)).to(model.device))
-        cos, sin = (table[:, :, :1].clone() for table in self._tables)
+        # Contiguous, for else their strides would tell how many are to come.
+        cos, sin = (table[:, :, :1].clone(memory_format=torch.contiguous_format) for table in self._tables)
         self._rope: Rope = cos, sin
         self._step = torch.zeros(1, dtype=torch.long, device=model.device)
         distinct = {id(tokens): tokens for tokens in held}
