@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flashu.models import layers as ours
 from flashu.models.layers import FFNWeights, Joining, Rope, Slot
+from flashu.models.products import Packed, Weight
 
 LENGTH = 4
 """Layers in a stretch. Each is code to compile; each stretch is a call to pay for."""
 MOST = 32
 """Stretches compiled before what is new stays eager."""
+OWN = (Joining.__module__, Packed.__module__)
+"""Where the modules are from that a stretch may be compiled of, torch's own linear layers aside."""
 Stretch = Callable[[Tensor], Tensor]
 """x [B, 1, h] -> x [B, 1, h]; keys and values go into the cache."""
 
@@ -89,11 +91,12 @@ class Stretches:
 
 def likeness(module: nn.Module) -> Hashable:
     """What a compiled program takes for granted of a module, the values of its weights aside. None if it cannot: the
-    module is another's (an adapter), hooked, quantized, or its joint weights are not the current ones."""
-    if type(module) is not nn.Linear and type(module).__module__ != ours.__name__:
+    module is another's (an adapter), hooked, quantized, packed for eager products, or its joint weights are not the
+    current ones."""
+    if type(module) is not nn.Linear and type(module).__module__ not in OWN:
         return None
     own = vars(module)
-    if "forward" in own or module._forward_hooks or module._forward_pre_hooks:
+    if "forward" in own or module._forward_hooks or module._forward_pre_hooks or own.get("_packed") is not None:
         return None
     joined = False
     if isinstance(module, Joining):
@@ -108,8 +111,8 @@ def likeness(module: nn.Module) -> Hashable:
     return type(module), joined, settings, tuple(held), children
 
 
-def shape(tensor: Tensor) -> Hashable:
-    """All of a plain tensor but its numbers; None for a tensor of a kind of its own."""
-    if type(tensor) not in (Tensor, nn.Parameter):
+def shape(tensor: Weight) -> Hashable:
+    """All of a plain tensor but its numbers; None for one of a kind of its own."""
+    if isinstance(tensor, Packed) or type(tensor) not in (Tensor, nn.Parameter):
         return None
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
