@@ -41,6 +41,7 @@ class Layers:
 
     num_layers = 2
     quantization = None
+    packed = False
     device = torch.device("cpu")
 
     def __init__(self, width: int) -> None:

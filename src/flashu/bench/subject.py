@@ -14,10 +14,10 @@ from flashu.bench.random_weights import NAMED, named_model
 from flashu.errors import FlashUError
 from flashu.models.offload import offload, offloaded
 from flashu.models.quantize import quantize
+from flashu.models.registry import open_model
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Processor
 from flashu.plan import Task
-from flashu.showo2 import ShowO2 as Loaded
 
 TASK: dict[str, Task] = {"t2i": "generation", "mmu": "understanding"}
 PROMPT_TOKENS, QUESTION_TOKENS, NEW_TOKENS = 16, 32, 32
@@ -106,24 +106,18 @@ def open_subject(
     """
     if sum((pack, quantization is not None, offloading)) > 1:
         raise FlashUError("weights are packed, quantized or offloaded: give one of the three")
-    model: ShowO2
+    place = torch.device(device)
+    weights = torch.device("cpu") if offloading else place
     if name in NAMED:
-        place = torch.device(device)
-        model, processor = named_model(
-            name, dtype or torch.bfloat16, torch.device("cpu") if offloading else place, place
-        )
-        if pack:
-            model.pack()
-        if quantization is not None:
-            quantize(model, quantization)
-        if offloading:
-            offload(model, place)
+        model, processor = named_model(name, dtype or torch.bfloat16, weights, place)
     else:
-        model = Loaded.from_pretrained(
-            name, dtype=dtype, device=device, offload=offloading, quantize=quantization, pack=pack
-        )
-        assert model.processor is not None
-        processor = model.processor
+        model, processor = open_model(name, dtype, weights, place)
+    if pack:
+        model.pack()
+    if quantization is not None:
+        quantize(model, quantization)
+    if offloading:
+        offload(model, place)
     return subject_of(name, model, processor, task, batch=batch, steps=steps, new_tokens=new_tokens)
 
 

@@ -215,11 +215,13 @@ class Attention(Joining):
             y = linear(x, *joint)
         else:
             y = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
-        return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        # The count of heads is written out for the compiler, which else takes it for one more open size.
+        return y.unflatten(-1, (self.heads + 2 * self.kv_heads, self.head_dim)).transpose(1, 2)
 
     def keys_values(self, x: Tensor, rope: Rope, past: Past | None) -> KeyValue:
         """Keys and values of x [B, S, D] behind those of ``past``."""
-        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.k_proj, self.v_proj))
+        heads = self.kv_heads, self.head_dim
+        k, v = (proj(x).unflatten(-1, heads).transpose(1, 2) for proj in (self.k_proj, self.v_proj))
         if self.k_norm is not None:
             k = self.k_norm(k)
         return appended(rotate(k, rope), v, past)

@@ -64,9 +64,10 @@ def resolve(name: str | os.PathLike[str]) -> Entry:
 
 
 def open_model(
-    name: str | os.PathLike[str], dtype: torch.dtype | None = None, device: Device = None
+    name: str | os.PathLike[str], dtype: torch.dtype | None = None, device: Device = None, around: Device = None
 ) -> tuple[ShowO2, Processor]:
-    """The model of a name and what surrounds it; the processor first, so that small faults show before big reads."""
+    """The model of a name and what surrounds it, on ``around`` (None: there, too); the processor first, so that small
+    faults show before big reads."""
     entry = resolve(name)
-    processor = load_processor(entry.source, device)
+    processor = load_processor(entry.source, around or device)
     return load_model(entry.source, dtype or entry.dtype, device), processor
