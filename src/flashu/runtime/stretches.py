@@ -23,6 +23,7 @@ MOST = 32
 """Stretches compiled before what is new stays eager."""
 OWN = (Joining.__module__, Packed.__module__)
 """Where the modules are from that a stretch may be compiled of, torch's own linear layers aside."""
+EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
 Stretch = Callable[[Tensor], Tensor]
 """x [B, 1, h] -> x [B, 1, h]; keys and values go into the cache."""
 
@@ -106,7 +107,11 @@ def likeness(module: nn.Module) -> Hashable:
     held = [shape(t) for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     if None in held:
         return None
-    settings = tuple((name, value) for name, value in own.items() if type(value) in (bool, int, float, str))
+    settings = tuple(
+        (name, value)
+        for name, value in own.items()
+        if name not in EVERY_MODULE_HAS and type(value) in (bool, int, float, str)
+    )
     children = tuple(module._modules)
     return type(module), joined, settings, tuple(held), children
 
