@@ -45,9 +45,11 @@ class Prefix:
 
 
 class Run:
-    """Plans the forwards of one request (``room``: tokens an answer's cache must take in) and keeps what they share:
-    prompt prefixes, head features (``kept``: of which
-    forward, of ``branches`` branches), the ``gap`` between the branches' velocities, recorded forwards, the trace."""
+    """Plans the forwards of one request and keeps what they share: prompt prefixes, head features (``kept``: of which
+    forward, of ``branches`` branches), the ``gap`` between the branches' velocities, recorded forwards, the trace.
+
+    ``room``: tokens that an answer's cache must take in after its prefill.
+    """
 
     def __init__(
         self, runner: Runner, recipe: Recipe, task: Task, forwards: int, *, guidance: float | None = None

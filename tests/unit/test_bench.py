@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -144,7 +145,8 @@ def test_a_report_says_everything_and_is_json(
     task: str, sampled: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
-    monkeypatch.setattr(measure, "measure_ceiling", lambda *_: Ceiling(1e12, 1e10, 64, 1 << 20))
+    ceilings = itertools.cycle([Ceiling(1e12, 1e10, 64, 1 << 20), Ceiling(9e11, 3e10, 64, 1 << 20)])
+    monkeypatch.setattr(measure, "measure_ceiling", lambda *_: next(ceilings))
     names = [
         "original",
         "exact",
@@ -157,6 +159,7 @@ def test_a_report_says_everything_and_is_json(
     report = measure.bench(subject(task), wanted, repeats=2, sampled=sampled, check=True)
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data["format"] == FORMAT
+    assert (data["ceiling"]["flops"], data["ceiling"]["bytes"]) == (1e12, 3e10)  # the best of all rounds
     assert {"device", "torch", "commit", "threads", "when"} <= data["machine"].keys()
     assert {"model", "task", "batch", "dtype", "steps", "prompt_tokens"} <= data["subject"].keys()
     assert [row["name"] for row in data["rows"]] == names

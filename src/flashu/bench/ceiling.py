@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,6 +35,11 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
         product = best(device, lambda: linear(a, b))
         copy = best(device, lambda: target.copy_(source))
     return Ceiling(2 * side**3 / product, 2 * copied / copy, side, copied)
+
+
+def highest(ceilings: Sequence[Ceiling]) -> Ceiling:
+    """The best rates of measurements alike."""
+    return replace(ceilings[0], flops=max(c.flops for c in ceilings), bytes=max(c.bytes for c in ceilings))
 
 
 def best(device: torch.device, call: Callable[[], object]) -> float:

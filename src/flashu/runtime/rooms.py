@@ -62,8 +62,8 @@ class Rooms:
     """``Rooms()`` runs eagerly; ``Rooms(compiled=True)`` compiles each kind of room once.
 
     The plan is branched on outside, so a compiled room never sees it: another FFN is other tensors, another prefix
-    another length (a symbolic size). ``record`` makes what records
-    whole forwards for a run to replay (see `replays`).
+    another length (a symbolic size). One-token steps have rooms of their own, ``stretches``. ``record`` makes what
+    records whole forwards for a run to replay (see `replays`).
     """
 
     def __init__(self, compiled: bool = False, record: Callable[[], Record] | None = None, **options: Any) -> None:
