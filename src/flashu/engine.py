@@ -57,12 +57,12 @@ class Engine:
     """Draws and sees with one model under one recipe. Engines with other recipes may share the model and calibration;
     all state of a request lives in its run, so an engine can be used from several threads.
 
-    ``calibration``: FFN importance and value-norm statistics; gathered when first needed if not given.
-    ``compile``: compile each kind of room once (first calls are slow). ``graphs``: record every kind of forward of a
-    request as a CUDA graph and replay it. ``in_place``: FFN pruning takes no memory,
-    because the model's own FFN neurons are put in an order in which what a task keeps is one slice; engines that share
-    the model then compute as before up to rounding, but none can prune it in place by other masks (`FlashUError`)
-    until `release`. Raises `RecipeError` when the model lacks what the recipe works on.
+    ``calibration``: FFN importance and value-norm statistics; gathered when first needed if not given. ``compile``:
+    compile each kind of room once (first calls are slow). ``graphs``: record every kind of forward of a request as a
+    CUDA graph and replay it. ``in_place``: FFN pruning takes no memory, because the model's own FFN neurons are put
+    in an order in which what a task keeps is one slice; engines that share the model then compute as before up to
+    rounding, but none can prune it in place by other masks (`FlashUError`) until `release`. Raises `RecipeError` when
+    the model lacks what the recipe works on.
     """
 
     def __init__(
