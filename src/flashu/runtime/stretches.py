@@ -57,26 +57,20 @@ class Stretches:
         ffns: Sequence[FFNWeights | None],
     ) -> Stretch:
         """For one answer: the layers are taken for what they now are."""
-        bound = layers, rope, mask, slots, ffns
-        return partial(self._of(*bound) if self.compiled else _stretch, *bound)
+        run: Callable[..., Tensor] = _stretch
+        if self.compiled:
+            tensors = [*rope, mask, *(t for slot in slots for t in slot), *(t for ffn in ffns for t in ffn or ())]
+            parts = [likeness(module) for layer in layers for module in layer.modules()] + [shape(t) for t in tensors]
+            if None not in parts:
+                run = self._program((tuple(ffn is None for ffn in ffns), *parts), mask.device)
+        return partial(run, layers, rope, mask, slots, ffns)
 
-    def _of(
-        self,
-        layers: Sequence[nn.Module],
-        rope: Rope,
-        mask: Tensor,
-        slots: Sequence[Slot],
-        ffns: Sequence[FFNWeights | None],
-    ) -> Callable[..., Tensor]:
-        tensors = [*rope, mask, *(t for slot in slots for t in slot), *(t for ffn in ffns for t in ffn or ())]
-        parts = [likeness(module) for layer in layers for module in layer.modules()] + [shape(t) for t in tensors]
-        if None in parts:
-            return _stretch
-        kind = (len(layers), tuple(ffn is None for ffn in ffns), *parts)
+    def _program(self, kind: Hashable, device: torch.device) -> Callable[..., Tensor]:
+        """The program of stretches of one kind, compiled when it is first called; eager once there are `MOST`."""
         if kind not in self._made:
             if len(self._made) >= MOST:
                 return _stretch
-            self._made[kind] = self._compile(mask.device)
+            self._made[kind] = self._compile(device)
         return self._made[kind]
 
     def _compile(self, device: torch.device) -> Callable[..., Tensor]:
