@@ -174,6 +174,7 @@ def test_a_report_says_everything_and_is_json(
         assert row["bytes"] > 0
         assert row["times_exact"] > 0
         assert row["kinds"]
+        assert {"features", "LLM", "VAE", "other"} <= row["parts"].keys()
         assert row["whole_seconds"] is None or sampled
         assert math.isclose(sum(row["parts"].values()), row["seconds"]["median"], rel_tol=1.0)
     by_name = {row["name"]: row for row in data["rows"]}

@@ -10,6 +10,8 @@ from statistics import fmean
 from flashu.plan import LayerPlan, Plan
 
 SETUP, PROMPT, ORIGINAL, ENCODE, DECODE_IMAGE = "setup", "prompt", "original", "encode", "image"
+OTHER = "other"
+"""What no component claims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def compose(pieces: Sequence[Piece], counts: Mapping[Kind, int]) -> float:
 
 
 def components(pieces: Sequence[Piece], counts: Mapping[Kind, int]) -> dict[str, float]:
-    """The same by component; what no component claims is "other"."""
+    """The same by component; `OTHER` beside them."""
     total: dict[str, float] = {}
     for kind, count in counts.items():
         same = [piece for piece in pieces if piece.kind == kind]
@@ -115,5 +117,5 @@ def components(pieces: Sequence[Piece], counts: Mapping[Kind, int]) -> dict[str,
             for name, amount in piece.parts.items():
                 total[name] = total.get(name, 0.0) + amount * count / len(same)
                 claimed += amount
-            total["other"] = total.get("other", 0.0) + (piece.amount - claimed) * count / len(same)
+            total[OTHER] = total.get(OTHER, 0.0) + (piece.amount - claimed) * count / len(same)
     return total

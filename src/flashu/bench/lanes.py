@@ -211,7 +211,8 @@ class RecipeLane(Lane):
         self.watch.begin(Kind(ENCODE))
         run = Run(self.runner, self.recipe, "understanding", subject.new_tokens)
         watched = WatchedRun(run, self.pruned, plans)
-        latents = requests.encoded(subject.model, subject.processor, subject.pixels())
+        with self.watch.part(AUTOENCODER):
+            latents = requests.encoded(subject.model, subject.processor, subject.pixels())
         shown = list(range(subject.batch))
         x, tokens = requests.question_rows(self.runner.model, latents, [subject.question] * subject.batch, shown)
         for _ in decode(watched, x, tokens, choose, None):

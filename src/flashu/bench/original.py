@@ -10,7 +10,7 @@ from torch import Tensor
 from flashu import flow
 from flashu.bench.kinds import ENCODE, ORIGINAL, SETUP, Kind
 from flashu.bench.subject import Subject
-from flashu.bench.watch import WatchedModel
+from flashu.bench.watch import AUTOENCODER, WatchedModel
 from flashu.loops import original
 from flashu.models.products import plain_products
 from flashu.requests import encoded, question_rows
@@ -48,7 +48,8 @@ def answer(model: WatchedModel, subject: Subject, only: tuple[int, ...] | None =
     """Tokens [B, n], greedy. ``only``: just the forwards of these indices, over rows as long as they would be."""
     watch = model.watch
     watch.begin(Kind(ENCODE))
-    latents = encoded(model, subject.processor, subject.pixels())
+    with watch.part(AUTOENCODER):
+        latents = encoded(model, subject.processor, subject.pixels())
     new: list[Tensor] = []
     if only is None:
         loop = loop_of(model, subject, latents, 0)

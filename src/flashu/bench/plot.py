@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flashu.bench.kinds import OTHER
 from flashu.bench.result import Report
 from flashu.bench.rows import ORIGINAL
 from flashu.bench.table import part_names, times, title
+from flashu.bench.watch import COMPONENTS
 from flashu.errors import FlashUError
+
+COLOURS = {name: f"C{n}" for n, name in enumerate(COMPONENTS)} | {OTHER: "lightgrey"}
+"""A component has its colour in every picture."""
 
 
 def plot(report: Report, path: Path) -> None:
@@ -24,7 +29,7 @@ def plot(report: Report, path: Path) -> None:
     left = [0.0] * len(rows)
     for name in part_names(report):
         widths = [max(row.parts.get(name, 0.0), 0.0) for row in rows]
-        axes.barh([row.name for row in rows], widths, left=left, label=name, height=0.7)
+        axes.barh([row.name for row in rows], widths, left=left, label=name, height=0.7, color=COLOURS[name])
         left = [a + b for a, b in zip(left, widths, strict=True)]
     for n, (row, end) in enumerate(zip(rows, left, strict=True)):
         ratio = times(report.speedup(row, ORIGINAL))

@@ -9,8 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flashu.bench.kinds import OTHER
 from flashu.bench.result import Report, RowResult, Spread
 from flashu.bench.rows import EXACT, ORIGINAL
+from flashu.bench.watch import COMPONENTS
 from flashu.plan_table import amount
 
 
@@ -75,9 +77,8 @@ def any_whole(rows: Sequence[RowResult]) -> bool:
 
 
 def part_names(report: Report) -> list[str]:
-    """The components that took time in any row, "other" last."""
-    names = {name: None for row in report.rows for name, value in row.parts.items() if value > 0 and name != "other"}
-    return [*names, "other"]
+    """The components that took time in any row, and what is beside them."""
+    return [name for name in COMPONENTS if any(row.parts.get(name, 0.0) > 0 for row in report.rows)] + [OTHER]
 
 
 def title(report: Report) -> str:

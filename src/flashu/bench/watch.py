@@ -19,7 +19,7 @@ from flashu.plan import LayerPlan, Plan, Step
 from flashu.run import Prefix, Run
 from flashu.runtime.runner import Pass, Runner, View
 
-FEATURES, DECODER, HEAD, LOGITS, AUTOENCODER = "features", "LLM", "head", "logits", "VAE"
+COMPONENTS = FEATURES, DECODER, LOGITS, HEAD, AUTOENCODER = "features", "LLM", "logits", "head", "VAE"
 
 
 class Clock(Protocol):
