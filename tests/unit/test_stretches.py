@@ -12,10 +12,9 @@ from tests.recipes import UNDERSTANDING
 from torch import Tensor, nn
 
 import flashu
-from flashu.runtime import runner, stretches
+from flashu.runtime import programs, runner
 from flashu.runtime.cache import MULTIPLE
 from flashu.runtime.rooms import Rooms
-from flashu.runtime.stretches import Stretches
 
 RECIPES = {"exact": (), **{name: (method,) for name, method in UNDERSTANDING.items()}}
 RECIPES["all"] = tuple(UNDERSTANDING.values())
@@ -27,19 +26,20 @@ def picture() -> Image.Image:
 
 
 def both(model: flashu.ShowO2, recipe: flashu.Recipe | None = None) -> tuple[flashu.Engine, flashu.Engine]:
-    """An eager engine, and one whose stretches alone are compiled (by a back end that only traces)."""
+    """An eager engine, and a compiled one (by a back end that only traces)."""
     torch._dynamo.reset()
     eager = flashu.Engine(model, model.processor, recipe or flashu.Recipe())
     if recipe is not None and recipe.methods:
         eager.calibrate("understanding", pairs=[(picture(), "w3 w4")])
     compiled = eager.with_recipe(eager.recipe)
-    compiled.fitted.rooms = Rooms()
-    compiled.fitted.rooms.stretches = Stretches(True, {"backend": "eager"})
+    compiled.fitted.rooms = Rooms(compiled=True, backend="eager")
     return eager, compiled
 
 
 def kinds(engine: flashu.Engine) -> int:
-    return len(engine.fitted.rooms.stretches._made)
+    programs = engine.fitted.rooms.stretches.programs
+    assert programs is not None
+    return len(programs)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_answers_of_about_the_same_length_share_them() -> None:
 
 
 def test_too_many_kinds_stay_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stretches, "MOST", 1)
+    monkeypatch.setattr(programs, "MOST", 1)
     eager, compiled = both(tiny_model())
     for questions in (QUESTIONS[:1], QUESTIONS[:2], QUESTIONS):
         said = [a.tokens for a in eager.answer(picture(), questions)]
@@ -150,9 +150,10 @@ def widen(model: flashu.ShowO2) -> None:
     model.double()
 
 
-@pytest.mark.parametrize(
-    "change", [adapt, rescale, write, put_data, put_parameters, hook, set_eps, widen], ids=lambda f: f.__name__
-)
+CHANGES = [adapt, rescale, write, put_data, put_parameters, hook, set_eps, widen]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_whatever_is_put_in_place_counts(loaded: flashu.ShowO2, change: Callable[[flashu.ShowO2], None]) -> None:
     """After a first answer has compiled them."""
     if change is rescale:
@@ -165,6 +166,21 @@ def test_whatever_is_put_in_place_counts(loaded: flashu.ShowO2, change: Callable
     then = [a.tokens for a in eager.answer(shown, QUESTIONS, max_new_tokens=30)]
     assert [a.tokens for a in compiled.answer(shown, QUESTIONS, max_new_tokens=30)] == then
     assert then != first or change is widen
+
+
+@pytest.mark.parametrize(
+    "change", [adapt, rescale, write, put_data, put_parameters, hook, set_eps], ids=lambda f: f.__name__
+)
+def test_it_counts_in_drawing_too(loaded: flashu.ShowO2, change: Callable[[flashu.ShowO2], None]) -> None:
+    if change is rescale:
+        adapt(loaded)
+    eager, compiled = both(loaded)
+    first = eager.generate("w1 w2", steps=2).latents
+    torch.testing.assert_close(compiled.generate("w1 w2", steps=2).latents, first)
+    change(loaded)
+    then = eager.generate("w1 w2", steps=2).latents
+    torch.testing.assert_close(compiled.generate("w1 w2", steps=2).latents, then)
+    assert change is widen or not torch.allclose(then, first)
 
 
 def test_quantized_layers_stay_eager() -> None:
@@ -194,7 +210,7 @@ def test_models_of_other_settings_are_told_apart() -> None:
 def test_really_compiled(loaded: flashu.ShowO2, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LENGTH", 2)
     eager, compiled = both(loaded)
-    compiled.fitted.rooms.stretches = Stretches(True, {})
+    compiled.fitted.rooms = Rooms(compiled=True)
     shown = picture()
     said = eager.answer(shown, "w1 w2", max_new_tokens=12)
     assert compiled.answer(shown, "w1 w2", max_new_tokens=12).tokens == said.tokens

@@ -169,9 +169,13 @@ class RecipeLane(Lane):
         self.steps = subject.steps
         self.pruned = {m.mask: m.ratio for m in self.recipe.ffn_prunes()}
         self.recipe.check(Room(subject.name, subject.model.num_layers, subject.model.config.head.num_layers))
-        model = WatchedModel(subject.model, self.watch)
-        rooms = Rooms(compiled, CudaGraphs if row.graphs else None)
-        self.runner = WatchedRunner(model, banks.of(self.recipe, task, row.in_place), rooms)
+        self.model = WatchedModel(subject.model, self.watch)
+        self.rooms = Rooms(compiled, CudaGraphs if row.graphs else None)
+        self.banks = banks.of(self.recipe, task, row.in_place)
+
+    def runner(self) -> WatchedRunner:
+        """A new one for every run, as for every request of a user."""
+        return WatchedRunner(self.model, self.banks, self.rooms)
 
     @property
     def forwards(self) -> int:
@@ -198,7 +202,7 @@ class RecipeLane(Lane):
         scale = subject.guidance or 0.0
         rows = subject.prompts
         run, canvas = requests.drawing(
-            self.runner, subject.processor, self.recipe, rows, subject.size, self.steps, scale
+            self.runner(), subject.processor, self.recipe, rows, subject.size, self.steps, scale
         )
         watched = WatchedRun(run, self.pruned, plans)
         times = flow.grid(watched.forwards, subject.processor.defaults.shift)
@@ -209,12 +213,12 @@ class RecipeLane(Lane):
     def answer(self, plans: Sequence[Plan] | None = None) -> None:
         subject = self.subject
         self.watch.begin(Kind(ENCODE))
-        run = Run(self.runner, self.recipe, "understanding", subject.new_tokens)
+        run = Run(self.runner(), self.recipe, "understanding", subject.new_tokens)
         watched = WatchedRun(run, self.pruned, plans)
         with self.watch.part(AUTOENCODER):
             latents = requests.encoded(subject.model, subject.processor, subject.pixels())
         shown = list(range(subject.batch))
-        x, tokens = requests.question_rows(self.runner.model, latents, [subject.question] * subject.batch, shown)
+        x, tokens = requests.question_rows(self.model, latents, [subject.question] * subject.batch, shown)
         for _ in decode(watched, x, tokens, choose, None):
             pass
         self.watch.end()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-import torch.fx.experimental._config as fx_config
 from torch import Tensor, nn
 
 from flashu.models.layers import FFNWeights, KeyValue, Past, Rope
 from flashu.models.protocol import UnifiedModel
+from flashu.runtime.programs import Programs, kind_of, program
 from flashu.runtime.replays import Record
 from flashu.runtime.stretches import Stretches
+
+LayerRoom = Callable[..., tuple[Tensor, KeyValue]]
 
 
 def _layer(
@@ -46,16 +48,26 @@ def full_weights(layer: Any) -> FFNWeights:
         return gate.detach(), up.detach(), down.detach()
 
 
-def _compiled(room: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    compiled = torch.compile(room, fullgraph=True, dynamic=True, **options)
+def _compiled(
+    room: LayerRoom,
+    layer: nn.Module,
+    own: FFNWeights,
+    x: Tensor,
+    rope: Rope,
+    mask: Tensor | None,
+    past: Past | None,
+    ffn: FFNWeights | None,
+) -> tuple[Tensor, KeyValue]:
+    return room(layer, x, rope, mask, past, own if ffn is None else ffn)
 
-    @wraps(room)
-    def call(*inputs: Any) -> Any:
-        # Sizes that happen to agree (two rows, two heads) must not be taken for one size: each would cost a graph.
-        with fx_config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
-            return compiled(*inputs)
 
-    return call
+class Bound(NamedTuple):
+    """A model's layers, the rooms that run them, as room(x, rope, mask, past, ffn), and what they have in common with
+    others, if they are compiled."""
+
+    layers: Sequence[Any]
+    rooms: Sequence[LayerRoom]
+    kinds: Sequence[Hashable]
 
 
 class Rooms:
@@ -67,14 +79,24 @@ class Rooms:
     """
 
     def __init__(self, compiled: bool = False, record: Callable[[], Record] | None = None, **options: Any) -> None:
-        self.compiled = compiled
         self.record = record
-        self.layer: Callable[..., tuple[Tensor, KeyValue]] = _layer
         self.head: Callable[..., tuple[Tensor, list[KeyValue]]] = _head
         self.stretches = Stretches(compiled, options)
+        self._compiled = compiled
         if compiled:
-            layer = _compiled(_layer, options)
-            self.layer = lambda room, x, rope, mask, past, ffn: layer(
-                room, x, rope, mask, past, full_weights(room) if ffn is None else ffn
-            )
-            self.head = _compiled(_head, options)
+            self.head = program(_head, True, options)
+            self._layer = program(_layer, True, options)
+            self._layers = Programs(_layer, True, options)
+
+    def bind(self, layers: Sequence[Any], device: torch.device) -> Bound:
+        """The layers of a model on ``device`` as rooms, for one request: they are taken for what they now are."""
+        if not self._compiled:
+            return Bound(layers, layers, [None] * len(layers))
+        kinds = [kind_of(layer) for layer in layers]
+        return Bound(layers, [self._room(*pair, device) for pair in zip(layers, kinds, strict=True)], kinds)
+
+    def _room(self, layer: Any, kind: Hashable, device: torch.device) -> LayerRoom:
+        """A layer something was done to stays eager. One of tensors that are not plain is checked at every call."""
+        if kind is None and all(type(weight) is nn.Parameter for weight in layer.parameters()):
+            return layer
+        return partial(_compiled, self._layers.of([kind], device) or self._layer, layer, full_weights(layer))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashu.models.layers import FFNWeights, KeyValue, Past, Rope, Slot, Tap
 from flashu.models.protocol import UnifiedModel
@@ -20,7 +20,6 @@ from flashu.runtime.scores import NEED_QUERY, Inner, dropped
 from flashu.runtime.stretches import LENGTH, Stretch
 from flashu.runtime.tokens import Tokens, visible
 
-EAGER = Rooms()
 Observer = Callable[[int, str, Tensor, Tokens], None]
 """Called as observer(layer, name, value, tokens) with inner values; for calibration and analysis.
 Names: input, query, key, value, ffn (input of the down projection), output."""
@@ -83,6 +82,7 @@ class Runner:
         self.model = model
         self.banks = banks or {}
         self.rooms = rooms or Rooms()
+        self.bound = self.rooms.bind(list(model.layers), model.device)
         self.observer = observer
 
     def view(self, tokens: Tokens, past: Tokens | None = None, head: bool = False) -> View:
@@ -115,7 +115,7 @@ class Runner:
         bank = None if plan.ffn == FULL else self.banks[plan.ffn]
         sight = past if isinstance(past, Cache) else Sight(self.view, past, view)
         # A token that is watched goes layer by layer, which is less work than calling a compiled room.
-        room = EAGER.layer if isinstance(past, Cache) else self.rooms.layer
+        rooms = self.bound.layers if isinstance(past, Cache) else self.bound.rooms
         caches: list[KeyValue] = []
         seen_by: list[Tokens] = []
         similarity: list[Tensor] = []
@@ -133,7 +133,7 @@ class Runner:
                 continue
             weights = None if bank is None else bank[i]
             if self.observer is None and tapped is None:
-                y, kv = room(layer, x, seen.rope, seen.mask, earlier, weights)
+                y, kv = rooms[i](x, seen.rope, seen.mask, earlier, weights)
             else:
                 tap = self._tap(i, x, tokens, tapped)
                 y, kv = model.layer(i, x, seen.rope, seen.mask, earlier, weights, tap)
@@ -160,7 +160,7 @@ class Runner:
     def _walk(self, plan: LayerPlan, cache: Cache) -> Iterator[Stretch]:
         """The layers of ``plan`` in stretches, of `LENGTH` where so many in a row run and see the same, else of one:
         any set of skipped layers is made of the same two kinds."""
-        layers: Sequence[nn.Module] = list(self.model.layers)
+        layers, _, kinds = self.bound
         bank = None if plan.ffn == FULL else self.banks[plan.ffn]
         views, slots = cache.views, cache.slots
         start = 0
@@ -175,7 +175,7 @@ class Runner:
                 part = slice(start, stop)
                 ffns = [None] * (stop - start) if bank is None else bank[part]
                 assert view.mask is not None
-                yield self.rooms.stretches.bind(layers[part], view.rope, view.mask, slots[part], ffns)
+                yield self.rooms.stretches.bind(layers[part], kinds[part], view.rope, view.mask, slots[part], ffns)
             start = stop
 
     def head(
