@@ -177,6 +177,7 @@ def test_it_counts_in_drawing_too(loaded: flashu.ShowO2, change: Callable[[flash
     eager, compiled = both(loaded)
     first = eager.generate("w1 w2", steps=2).latents
     torch.testing.assert_close(compiled.generate("w1 w2", steps=2).latents, first)
+    assert len(compiled.fitted.rooms._layers) == (0 if change is rescale else 1)  # an adapted layer stays eager
     change(loaded)
     then = eager.generate("w1 w2", steps=2).latents
     torch.testing.assert_close(compiled.generate("w1 w2", steps=2).latents, then)

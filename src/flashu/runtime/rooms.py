@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -48,19 +47,6 @@ def full_weights(layer: Any) -> FFNWeights:
         return gate.detach(), up.detach(), down.detach()
 
 
-def _compiled(
-    room: LayerRoom,
-    layer: nn.Module,
-    own: FFNWeights,
-    x: Tensor,
-    rope: Rope,
-    mask: Tensor | None,
-    past: Past | None,
-    ffn: FFNWeights | None,
-) -> tuple[Tensor, KeyValue]:
-    return room(layer, x, rope, mask, past, own if ffn is None else ffn)
-
-
 class Bound(NamedTuple):
     """A model's layers, the rooms that run them, as room(x, rope, mask, past, ffn), and what they have in common with
     others, if they are compiled."""
@@ -99,4 +85,5 @@ class Rooms:
         """A layer something was done to stays eager. One of tensors that are not plain is checked at every call."""
         if kind is None and all(type(weight) is nn.Parameter for weight in layer.parameters()):
             return layer
-        return partial(_compiled, self._layers.of([kind], device) or self._layer, layer, full_weights(layer))
+        room, own = self._layers.of([kind], device) or self._layer, full_weights(layer)
+        return lambda x, rope, mask, past, ffn: room(layer, x, rope, mask, past, own if ffn is None else ffn)
