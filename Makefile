@@ -58,11 +58,11 @@ lab-full: $(VENV)/.dev  ## the same with all prompts and questions; takes hours,
 	$(BIN)/flashu lab all --full -o out/lab-full
 
 train-scenes: $(VENV)/.dev  ## train the embedded model anew (resumes; see README)
-	$(BIN)/python -m flashu.scenes.train
+	$(BIN)/python -m flashu.training.scenes
 
 scenes-scores: $(VENV)/.dev  ## write docs/scenes-scores.md and docs/scenes-hard-scores.md: the embedded models' score tables
-	$(BIN)/python -m flashu.bench.quality.board --model scenes
-	$(BIN)/python -m flashu.bench.quality.board --model scenes-hard
+	$(BIN)/python -m flashu.evaluation.board --model scenes
+	$(BIN)/python -m flashu.evaluation.board --model scenes-hard
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache .hypothesis

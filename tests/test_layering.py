@@ -14,7 +14,7 @@ FLOORS = [
     {"plan", "flow"},
     {"plan_table"},
     {"methods", "models", "scenes"},
-    {"recipe", "runtime", "cost", "train"},
+    {"recipe", "runtime", "cost"},
     {"loops", "run"},
     {"requests"},
     {"stories"},
@@ -22,8 +22,8 @@ FLOORS = [
     {"fitted", "explain"},
     {"engine"},
     {"original"},
-    {"patch", "adopt", "dropin", "analysis", "bench", "eval"},
-    {"showo2", "tune"},
+    {"patch", "adopt", "dropin", "bench", "evaluation"},
+    {"showo2", "studies", "training"},
     {"pipeline"},
     {"chat"},
     {"__init__"},
@@ -31,18 +31,15 @@ FLOORS = [
 ]
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
 # loops and run are two faces of one floor: a loop walks a run, a run keeps a canvas.
-NEIGHBOURS = {frozenset({"loops", "run"}), frozenset({"bench", "analysis"})}
+NEIGHBOURS = {frozenset({"loops", "run"})}
 NEIGHBOURS |= {frozenset({"patch", "adopt"}), frozenset({"patch", "dropin"}), frozenset({"adopt", "dropin"})}
 NEIGHBOURS |= {frozenset({"bench", "patch"}), frozenset({"bench", "dropin"})}  # it times them
-NEIGHBOURS |= {frozenset({"demo", "cli"}), frozenset({"eval", "bench"})}
+NEIGHBOURS |= {frozenset({"demo", "cli"})}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).parts
-    if parts[:2] == ("scenes", "train"):
-        return "train"
-    return parts[0].removesuffix(".py")
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> set[str]:

@@ -16,7 +16,9 @@ from tests.conftest import tiny_model
 from typer.testing import CliRunner
 
 import flashu
-from flashu.eval import DPG, GenEval, Shard, evaluate
+from flashu.evaluation.benchmarks import DPG, GenEval
+from flashu.evaluation.evaluate import evaluate
+from flashu.evaluation.shard import Shard
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2
@@ -128,7 +130,8 @@ import sys, time
 from pathlib import Path
 from tests.conftest import tiny_model
 import flashu
-from flashu.eval import GenEval, evaluate
+from flashu.evaluation.benchmarks import GenEval
+from flashu.evaluation.evaluate import evaluate
 model = tiny_model()
 evaluate(flashu.Engine(model, model.processor), GenEval.read(Path(sys.argv[1])), Path(sys.argv[2]), model="tiny",
          steps=2, on_step=lambda *_: time.sleep(0.15))

@@ -16,8 +16,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import flashu
-from flashu.eval.geneval_rules import MOST, Found, faults, relations
-from flashu.eval.geneval_score import GREY, Colourist, Detector, score
+from flashu.evaluation.geneval_rules import MOST, Found, faults, relations
+from flashu.evaluation.geneval_score import GREY, Colourist, Detector, score
 
 Box = tuple[float, float, float, float]
 
@@ -241,7 +241,7 @@ def test_a_colour_is_that_of_the_object_alone(clip: Path) -> None:
     assert colour(Image.fromarray(noise), one) == colour(Image.fromarray(other), one)
     model, processor = transformers.CLIPModel.from_pretrained(clip), transformers.CLIPProcessor.from_pretrained(clip)
     crop = np.where(mask[..., None], noise, np.array(GREY)).astype(np.uint8)[8:24, 4:30]
-    from flashu.eval.geneval_rules import COLOURS
+    from flashu.evaluation.geneval_rules import COLOURS
 
     forms = ("a photo of a {} person", "a photo of a {}-colored person", "a photo of a {} object")
     votes = torch.zeros(len(COLOURS))

@@ -15,7 +15,7 @@ from tests.conftest import Pixels
 from tests.unit import showo2_tiny
 
 import flashu
-from flashu.eval import scenes_task
+from flashu.evaluation import scenes_task
 from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import Text
 
@@ -138,9 +138,9 @@ def test_the_official_tasks_ask_and_score(tmp_path: Path, monkeypatch: pytest.Mo
 
     answer = flashu.Engine.answer
     monkeypatch.setattr(datasets, "load_dataset", made_up)
-    monkeypatch.setattr("flashu.eval.lmms.open_model", lambda *_: (model, processor))
+    monkeypatch.setattr("flashu.evaluation.lmms.open_model", lambda *_: (model, processor))
     monkeypatch.setattr(flashu.Engine, "answer", answered)
-    monkeypatch.setattr("flashu.eval.lmms.cut", lambda *_: "A")
+    monkeypatch.setattr("flashu.evaluation.lmms.cut", lambda *_: "A")
     monkeypatch.setenv("OPENAI_API_KEY", "none: every answer is a letter, which needs no judge")
     monkeypatch.chdir(tmp_path)
     results = simple_evaluate(

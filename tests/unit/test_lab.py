@@ -14,27 +14,28 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import flashu
-from flashu.analysis import opponents, pareto, specialization
-from flashu.analysis.components import parts, stopwatch
-from flashu.analysis.contest import Contender, Place, drawing
-from flashu.analysis.items import ITEMS
-from flashu.analysis.lab import Lab, Pace, Size, endless, timing
-from flashu.analysis.report import report
-from flashu.analysis.result import Result, loss_within, scored
-from flashu.analysis.similarity import Alike
-from flashu.analysis.workload import watch
-from flashu.bench.quality import work
-from flashu.bench.quality.ledger import Ledger
-from flashu.bench.quality.scores import Difference, Mark, Sheet
 from flashu.calibrate import samples
 from flashu.cli.lab import NAMES, up_to_date
 from flashu.cli.main import app
 from flashu.errors import FlashUError
+from flashu.evaluation import work
+from flashu.evaluation.score_ledger import Ledger
+from flashu.evaluation.scores import Difference, Mark, Sheet
 from flashu.models.showo2.processor import GenerationDefaults, Processor
 from flashu.models.showo2.text import ChatTemplate, Text
 from flashu.models.weights import checkpoint_hash
 from flashu.original import Original
 from flashu.recipe import exact, paper
+from flashu.studies.lab import pareto, specialization
+from flashu.studies.lab import rivals as opponents
+from flashu.studies.lab.components import parts, stopwatch
+from flashu.studies.lab.contest import Contender, Place, drawing
+from flashu.studies.lab.items import ITEMS
+from flashu.studies.lab.lab import Lab, Pace, Size, endless, timing
+from flashu.studies.lab.report import report
+from flashu.studies.lab.result import Result, loss_within, scored
+from flashu.studies.lab.similarity import Alike
+from flashu.studies.lab.workload import watch
 
 SIZE = Size("tiny", prompts=1, images=1, dense=2, questions=6, repeats=1, arms=1, samples=2, points=2, batch=4)
 
@@ -83,7 +84,7 @@ def test_the_command(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     wrong = run.invoke(app, ["lab", "table9"])
     assert (wrong.exit_code, "the lab has no 'table9'" in wrong.stderr) == (1, True)
     monkeypatch.setattr("flashu.cli.lab.open_engine", lambda *_: lab.engine)
-    monkeypatch.setattr("flashu.analysis.lab.REDUCED", SIZE)
+    monkeypatch.setattr("flashu.studies.lab.lab.REDUCED", SIZE)
     done = run.invoke(app, ["lab", "components", "-o", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.stderr
     assert [Path(f).name for f in json.loads(done.stdout)["files"]] == [

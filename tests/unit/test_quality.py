@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from flashu.bench.quality import dpg, fidelity, scores, und
-from flashu.bench.quality.dpg import DPG, Dense
-from flashu.bench.quality.geneval import COLUMNS, GenEval
-from flashu.bench.quality.ledger import Ledger, key_of
-from flashu.bench.quality.scores import Mark, Sheet
-from flashu.bench.quality.und import Und
-from flashu.bench.stats import wilson
+from flashu.evaluation import fidelity, scores
+from flashu.evaluation import scenes_dpg as dpg
+from flashu.evaluation import scenes_questions as und
+from flashu.evaluation.scenes_dpg import DPG, Dense
+from flashu.evaluation.scenes_geneval import COLUMNS, GenEval
+from flashu.evaluation.scenes_questions import Und
+from flashu.evaluation.score_ledger import Ledger, key_of
+from flashu.evaluation.scores import Mark, Sheet
+from flashu.evaluation.statistics import wilson
 from flashu.scenes.benchmark import MARGIN, Prompt
 from flashu.scenes.captions import multi
 from flashu.scenes.detector import detect

@@ -12,9 +12,9 @@ from PIL import Image
 from flashu.scenes.autoencoder import Autoencoder, to_tensor, to_uint8
 from flashu.scenes.detector import UNKNOWN, agrees, detect
 from flashu.scenes.sampler import FAMILIES, held_scene, training_scene
-from flashu.scenes.train.data import Batcher, Pool, Rows, allowed, build_pool
-from flashu.scenes.train.export import ASSETS
 from flashu.scenes.world import SCENES, render
+from flashu.training.scenes.data import Batcher, Pool, Rows, allowed, build_pool
+from flashu.training.scenes.export import ASSETS
 
 ROWS = Rows(SCENES)
 PREFIX, HEADER, TOKENS = ROWS.prefix, ROWS.header, SCENES.tokens

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashu.bench.quality import dpg, und
-from flashu.bench.quality.geneval import COLUMNS, GenEval
+from flashu.evaluation import scenes_dpg as dpg
+from flashu.evaluation import scenes_questions as und
+from flashu.evaluation.scenes_geneval import COLUMNS, GenEval
 from flashu.scenes import benchmark, captions, questions, split, tokenizer
 from flashu.scenes.detector import UNKNOWN, agrees, detect
 from flashu.scenes.sampler import FAMILIES, held_scene, training_scene

@@ -10,12 +10,12 @@ from flashu.models.showo2.load import load_model, load_processor
 from flashu.models.showo2.model import ShowO2
 from flashu.scenes.autoencoder import Autoencoder
 from flashu.scenes.tokenizer import build
-from flashu.scenes.train.data import Batcher, Pool, build_pool
-from flashu.scenes.train.evaluate import score
-from flashu.scenes.train.export import ASSETS, processor
-from flashu.scenes.train.start import start_from
-from flashu.scenes.train.unified import Probes, Settings, Trainer, scenes_config
 from flashu.scenes.world import HARD, WORLDS
+from flashu.training.scenes.data import Batcher, Pool, build_pool
+from flashu.training.scenes.evaluate import score
+from flashu.training.scenes.export import ASSETS, processor
+from flashu.training.scenes.start import start_from
+from flashu.training.scenes.unified import Probes, Settings, Trainer, scenes_config
 
 
 @pytest.mark.parametrize("world", WORLDS)

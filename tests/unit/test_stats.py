@@ -9,9 +9,9 @@ import pytest
 import scipy.stats
 import torch
 
-from flashu.bench.quality.scores import Mark, Sheet
-from flashu.bench.stats import bootstrap_difference, geometric_mean, mcnemar, wilson
 from flashu.calibrate.attention import spearman
+from flashu.evaluation.scores import Mark, Sheet
+from flashu.evaluation.statistics import bootstrap_difference, geometric_mean, mcnemar, wilson
 
 
 def test_wilson_against_the_textbook() -> None:

@@ -14,17 +14,17 @@ from tests.conftest import tiny_model
 from typer.testing import CliRunner
 
 import flashu
-from flashu.analysis.lab import Lab, timing
-from flashu.bench.quality.ledger import Ledger
-from flashu.bench.quality.scores import Mark, Sheet
 from flashu.cli.main import app
 from flashu.errors import FlashUError, RecipeError
+from flashu.evaluation.score_ledger import Ledger
+from flashu.evaluation.scores import Mark, Sheet
 from flashu.plan import TASKS, Room, Task
 from flashu.recipe import PRESETS, SHIPPED, Recipe, exact, load_recipe, paper, shipped
-from flashu.tune import preset, space, tuner
-from flashu.tune.budget import Budget
-from flashu.tune.judge import Answers, merged
-from flashu.tune.search import Search, finished
+from flashu.studies.lab.lab import Lab, timing
+from flashu.studies.tuner import preset, space, tuner
+from flashu.studies.tuner.budget import Budget
+from flashu.studies.tuner.judge import Answers, merged
+from flashu.studies.tuner.search import Search, finished
 
 
 class Stub:

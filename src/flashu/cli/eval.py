@@ -18,7 +18,7 @@ from flashu.cli.terminal import emit, out, progress
 from flashu.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from flashu.eval.benchmarks import Benchmark
+    from flashu.evaluation.benchmarks import Benchmark
     from flashu.plan import Step
 
 app = typer.Typer(help="Draw an official benchmark into the folders its scorer reads. Run again to go on.")
@@ -49,7 +49,7 @@ def geneval(
     as_json: opt.AsJson = False,
 ) -> None:
     """GenEval: DIR/00000/{metadata.jsonl, samples/, grid.png}; 100 time points and guidance 7.5 if not given."""
-    from flashu.eval.benchmarks import GenEval
+    from flashu.evaluation.benchmarks import GenEval
 
     sizes = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     opened = (model, preset, dtype, device, calibration)
@@ -75,7 +75,7 @@ def dpg(
     as_json: opt.AsJson = False,
 ) -> None:
     """DPG-Bench: DIR/NAME.png, a 2x2 grid per prompt; 50 time points and guidance 10 if not given."""
-    from flashu.eval.benchmarks import DPG
+    from flashu.evaluation.benchmarks import DPG
 
     sizes = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     opened = (model, preset, dtype, device, calibration)
@@ -95,8 +95,8 @@ def geneval_score(
     as_json: opt.AsJson = False,
 ) -> None:
     """Score a GenEval folder with networks of transformers; NOT the official scorer. Writes DIR/flashu-score.json."""
-    from flashu.eval.geneval_rules import Limits
-    from flashu.eval.geneval_score import CLIP, DETECTOR, Colourist, Detector, score
+    from flashu.evaluation.geneval_rules import Limits
+    from flashu.evaluation.geneval_score import CLIP, DETECTOR, Colourist, Detector, score
 
     names = (detector or DETECTOR, clip or CLIP)
     place = usable(device)
@@ -129,7 +129,7 @@ def lmms_task(
     seed: opt.Seed = 0,
 ) -> None:
     """A small task for lmms-eval: questions about held-out scenes, to try the harness with."""
-    from flashu.eval.scenes_task import TASK, write_task
+    from flashu.evaluation.scenes_task import TASK, write_task
 
     write_task(output, count, seed)
     out().print(f"python -m lmms_eval --model flashu --include_path {output} --tasks {TASK}", soft_wrap=True)
@@ -145,8 +145,8 @@ def _evaluate(
     baseline: str | None,
     as_json: bool,
 ) -> None:
-    from flashu.eval.evaluate import evaluate
-    from flashu.eval.shard import Shard
+    from flashu.evaluation.evaluate import evaluate
+    from flashu.evaluation.shard import Shard
 
     shard = Shard.of_process() if part is None else Shard.parse(part)
     against = None if baseline is None else load_recipe(baseline)

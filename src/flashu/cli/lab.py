@@ -46,7 +46,7 @@ def lab(
     if name != REPORT:
         measure(NAMES if name == ALL else (name,), model, full, output, again or name != ALL, seed, device, calibration)
     if name in (ALL, REPORT):
-        from flashu.analysis.report import report
+        from flashu.studies.lab.report import report
 
         page = report(output, NAMES)
         write(output / PAGE, lambda part: part.write_text(page, encoding="utf-8"))
@@ -69,10 +69,10 @@ def measure(
     calibration: Path | None,
 ) -> None:
     engine = open_engine(model, "exact", None, device, calibration)
-    from flashu.analysis.items import ITEMS
-    from flashu.analysis.lab import FULL, REDUCED, Lab
-    from flashu.bench.quality.ledger import Ledger
+    from flashu.evaluation.score_ledger import Ledger
     from flashu.models.weights import checkpoint_hash
+    from flashu.studies.lab.items import ITEMS
+    from flashu.studies.lab.lab import FULL, REDUCED, Lab
 
     # Recipes are pitted against the model's own statistics here on purpose: no warning at each.
     logging.getLogger("flashu").setLevel(logging.ERROR)

@@ -41,13 +41,13 @@ def tune(
 ) -> None:
     """Search the cheapest recipes that keep the budget, measure the best on fresh items and by the clock, and write
     the fastest as a preset file with its evidence."""
-    from flashu.tune.budget import Budget
+    from flashu.studies.tuner.budget import Budget
 
     wanted = Budget.parse(budget)
     if task is opt.Task.both:
         raise FlashUError("one task is tuned at a time: generation, or understanding")
     engine = open_engine(model, "exact", None, device, calibration)
-    from flashu.tune.tuner import Tuner
+    from flashu.studies.tuner.tuner import Tuner
 
     logging.getLogger("flashu").setLevel(logging.ERROR)  # recipes that contradict the calibration are tried on purpose
     with progress() as bars:

@@ -13,12 +13,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from flashu import __version__
-from flashu.bench.quality.work import readable
 from flashu.calibrate import samples
 from flashu.demo import original
 from flashu.demo.result import Answered, Drawn, Result, Side
 from flashu.demo.workload import Asking, Drawing, askings, drawings
 from flashu.engine import Answer, Engine, Generation
+from flashu.evaluation.work import readable
 from flashu.models.weights import checkpoint_hash
 from flashu.original import NAME, Original
 from flashu.recipe import Recipe

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from flashu.bench.stats import Paired, Rate, mcnemar, wilson
+from flashu.evaluation.statistics import Paired, Rate, mcnemar, wilson
 
 
 @dataclass(frozen=True, eq=False)

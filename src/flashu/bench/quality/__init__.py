@@ -1,1 +1,0 @@
-"""Quality on the scenes world: what a recipe draws and answers, scored exactly, with intervals and paired tests."""

@@ -1,0 +1,1 @@
+"""Quality: scorers, statistics, ledger, and the official benchmarks."""

@@ -1,0 +1,127 @@
+"""FlashU as a model of the lmms-eval harness: ``--model flashu --model_args pretrained=...,preset=paper``.
+
+Only lmms-eval imports this file, through the entry point group "lmms_eval.models" (0.7 and later).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from PIL import Image
+
+from flashu.calibrate.calibration import CALIBRATION, Calibration
+from flashu.engine import Engine
+from flashu.errors import FlashUError
+from flashu.evaluation.question_sets import beside, cut, grouped
+from flashu.evaluation.shard import Shard
+from flashu.models.hub import checkpoint_folder
+from flashu.models.registry import open_model, resolve
+from flashu.models.weights import checkpoint_hash
+from flashu.recipe import load_recipe
+
+
+def manifest() -> ModelManifest:
+    """What lmms-eval is told at its start; the model's name there is "flashu"."""
+    return ModelManifest(model_id="flashu", simple_class_path="flashu.evaluation.lmms.FlashU")
+
+
+class FlashU(lmms):
+    """``pretrained``: a name, folder or hub id, loaded as stored unless ``dtype`` is given. ``preset``: a preset's name
+    or a recipe file. ``calibration``: a file `flashu calibrate` wrote, else the checkpoint's, else it is gathered
+    before the first question.
+
+    Greedy unless the task sets a temperature. Several images of one question are shown side by side as one.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str = "scenes",
+        preset: str = "exact",
+        batch_size: int | str = 1,
+        device: str | None = None,
+        dtype: str | None = None,
+        calibration: str | None = None,
+        max_new_tokens: int = 128,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        if unknown:
+            raise FlashUError(f"unknown model arguments {', '.join(sorted(unknown))}")
+        shard = Shard.of_process()
+        self._rank, self._world_size = shard.index, shard.count
+        if shard.count > 1:
+            from accelerate import Accelerator
+
+            self.accelerator = Accelerator()  # lmms-eval waits for the other processes through it
+        self.batch_size = int(batch_size)
+        self.max_new_tokens = max_new_tokens
+        model, processor = open_model(pretrained, getattr(torch, dtype) if dtype else None, _place(device))
+        file = checkpoint_folder(resolve(pretrained).source) / CALIBRATION if calibration is None else Path(calibration)
+        there = calibration is not None or file.exists()
+        known = Calibration.load(file, checkpoint_hash(model)) if there else None
+        self.engine = Engine(model, processor, load_recipe(preset), known)
+
+    @property
+    def rank(self) -> int:
+        return self._rank
+
+    @property
+    def world_size(self) -> int:
+        return self._world_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.model.device
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """One answer per request, in their order; those with equal settings are answered in batches."""
+        said: list[str] = [""] * len(requests)
+        for places, settings in grouped([request.args[1] for request in requests], self.batch_size):
+            answers = self._answers([requests[n] for n in places], settings)
+            for place, answer in zip(places, answers, strict=True):
+                said[place] = answer
+                self.cache_hook.add_partial("generate_until", requests[place].args[:2], answer)
+        return said
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise NotImplementedError("FlashU answers questions; choose a task that generates (generate_until)")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError("FlashU answers one question at a time; choose a task of one round")
+
+    def _answers(self, requests: list[Instance], settings: dict[str, Any]) -> list[str]:
+        images, questions = [], []
+        for request in requests:
+            context, _, visuals, doc, task, split = request.args
+            images.append(beside(_pictures(visuals(self.task_dict[task][split][doc]), task)))
+            questions.append(context.replace("<image>", "").strip())
+        sampling = {
+            "max_new_tokens": int(settings.get("max_new_tokens") or self.max_new_tokens),
+            "temperature": float(settings.get("temperature") or 0) if settings.get("do_sample", True) else 0.0,
+            "top_p": settings.get("top_p") or None,
+        }
+        answers = self.engine.answer(images, questions, **sampling)
+        return [cut(answer.text, settings.get("until")) for answer in answers]
+
+
+def _pictures(visuals: Any, task: str) -> list[Image.Image]:
+    found = list(visuals or ())
+    if not found or not all(isinstance(visual, Image.Image) for visual in found):
+        raise FlashUError(f"task {task} shows something else than images: it cannot be answered here")
+    return found
+
+
+def _place(device: str | None) -> torch.device:
+    if device is not None and device != "cuda":
+        return torch.device(device)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,0 +1,1 @@
+"""Experiments on a model: the lab (the paper's tables and figures) and the tuner."""
