@@ -3,7 +3,7 @@
 import sys
 
 import flashu
-from flashu.methods import FewerSteps, FFNPrune, HeadCache
+from flashu.plan.methods import FewerSteps, FFNPrune, HeadCache
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 8
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 from flashu import Recipe
-from flashu.methods import (
+from flashu.plan.methods import (
     AdaptiveGuidance,
     ChangeCache,
     FewerSteps,

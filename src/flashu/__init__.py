@@ -15,36 +15,36 @@ from flashu.errors import (
     PromptError,
     RecipeError,
 )
-from flashu.recipe import PRESETS, FlashUConfig, Recipe, UnderstandingConfig
+from flashu.plan.recipe import PRESETS, FlashUConfig, Recipe, UnderstandingConfig
 
 if TYPE_CHECKING:
     import torch
 
-    from flashu.calibrate.calibration import Calibration
-    from flashu.chat import ChatModel, ChatProcessor
-    from flashu.engine import Answer, Engine, Generation
+    from flashu.inference.calibrate.calibration import Calibration
+    from flashu.inference.engine import Answer, Engine, Generation
+    from flashu.interfaces.chat import ChatModel, ChatProcessor
+    from flashu.interfaces.patch import apply_flashu_patch, remove_flashu_patch
+    from flashu.interfaces.pipeline import Pipeline, PipelineOutput
+    from flashu.models.showo2.public import ShowO2, adopt
     from flashu.models.showo2.video import Video
-    from flashu.patch import apply_flashu_patch, remove_flashu_patch
-    from flashu.pipeline import Pipeline, PipelineOutput
-    from flashu.showo2 import ShowO2, adopt
 
 __version__ = "0.1.0"
 
 # What needs torch is imported when first asked for, so that `flashu --help` and recipes open at once.
 _LATER = {
-    "Answer": "engine",
-    "Calibration": "calibrate.calibration",
-    "ChatModel": "chat",
-    "ChatProcessor": "chat",
-    "Engine": "engine",
-    "Generation": "engine",
-    "Pipeline": "pipeline",
-    "PipelineOutput": "pipeline",
-    "ShowO2": "showo2",
+    "Answer": "inference.engine",
+    "Calibration": "inference.calibrate.calibration",
+    "ChatModel": "interfaces.chat",
+    "ChatProcessor": "interfaces.chat",
+    "Engine": "inference.engine",
+    "Generation": "inference.engine",
+    "Pipeline": "interfaces.pipeline",
+    "PipelineOutput": "interfaces.pipeline",
+    "ShowO2": "models.showo2.public",
     "Video": "models.showo2.video",
-    "adopt": "showo2",
-    "apply_flashu_patch": "patch",
-    "remove_flashu_patch": "patch",
+    "adopt": "models.showo2.public",
+    "apply_flashu_patch": "interfaces.patch",
+    "remove_flashu_patch": "interfaces.patch",
 }
 
 
@@ -74,8 +74,8 @@ def load(
 ) -> Engine:
     """An engine for "scenes" (in the package), an official Show-o2 hub id or a folder; see `ShowO2.from_pretrained` and
     `Engine`."""
-    from flashu.engine import Engine
-    from flashu.showo2 import ShowO2
+    from flashu.inference.engine import Engine
+    from flashu.models.showo2.public import ShowO2
 
     model = ShowO2.from_pretrained(source, dtype=dtype, device=device, offload=offload, quantize=quantize, pack=pack)
     assert model.processor is not None

@@ -11,7 +11,7 @@ from mkdocs import config
 from mkdocs.commands import build
 
 import flashu
-from flashu.methods import METHODS
+from flashu.plan.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

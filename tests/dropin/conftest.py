@@ -10,7 +10,7 @@ from tests.conftest import GOLDEN
 from tests.dropin.original import Original, dense
 from torch import Tensor
 
-from flashu import flow
+from flashu.inference.samplers import flow
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from tests.dropin.original import Original
 from torch import nn
 
 import flashu
-from flashu.dropin.adopt import sizes
+from flashu.models.showo2.dropin.adopt import sizes
 
 
 @pytest.fixture

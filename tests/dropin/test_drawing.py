@@ -17,8 +17,8 @@ from tests.golden.test_flashu_reference import CONFIGS
 from torch import Tensor
 
 import flashu
-from flashu import flow
-from flashu.dropin.grid import evaluations
+from flashu.inference.samplers import flow
+from flashu.models.showo2.dropin.grid import evaluations
 
 Goldens = dict[str, Tensor]
 Script = Callable[..., Tensor]

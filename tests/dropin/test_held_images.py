@@ -12,7 +12,7 @@ from tests.dropin.original import Original, dense
 from torch import Tensor
 
 import flashu
-from flashu import flow
+from flashu.inference.samplers import flow
 
 Sampler = Callable[..., Tensor]
 FORWARD, ODE = 5e-4, 2e-3

@@ -13,9 +13,9 @@ from tests.dropin.test_drawing import SEEING
 from torch import Tensor
 
 import flashu
-from flashu.dropin.masks import moved_to_training, tokens_of, told_apart
-from flashu.dropin.talking import drawn_token
-from flashu.methods import TokenPrune
+from flashu.models.showo2.dropin.masks import moved_to_training, tokens_of, told_apart
+from flashu.models.showo2.dropin.talking import drawn_token
+from flashu.plan.methods import TokenPrune
 
 Goldens = dict[str, Tensor]
 

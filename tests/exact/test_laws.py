@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import flashu
-from flashu import flow, requests
-from flashu.loops import canvas
-from flashu.loops.denoise import denoise
+from flashu.inference import requests
+from flashu.inference.loops import canvas
+from flashu.inference.loops.denoise import denoise
+from flashu.inference.run import Run
+from flashu.inference.samplers import flow
 from flashu.models.showo2 import naive
 from flashu.plan import LayerPlan
-from flashu.recipe import Recipe, exact
-from flashu.run import Run
+from flashu.plan.recipe import Recipe, exact
 from flashu.runtime.runner import Runner
 
 ROUNDING = 2e-4

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 import flashu
-from flashu import flow, requests
-from flashu.calibrate.bank import bank, kept
-from flashu.calibrate.gather import text_only_scores
-from flashu.calibrate.importance import FFNNorms, wanda
-from flashu.loops import canvas
-from flashu.loops.denoise import denoise
+from flashu.inference import requests
+from flashu.inference.calibrate.bank import bank, kept
+from flashu.inference.calibrate.gather import text_only_scores
+from flashu.inference.calibrate.importance import FFNNorms, wanda
+from flashu.inference.loops import canvas
+from flashu.inference.loops.denoise import denoise
+from flashu.inference.samplers import flow
 from flashu.plan import FULL, LayerPlan
 from flashu.runtime.runner import Runner
 

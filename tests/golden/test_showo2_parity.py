@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 import flashu
-from flashu import flow
-from flashu.loops import canvas
-from flashu.loops.decode import decode
-from flashu.loops.denoise import denoise, look, velocity
+from flashu.inference.loops import canvas
+from flashu.inference.loops.decode import decode
+from flashu.inference.loops.denoise import denoise, look, velocity
+from flashu.inference.requests import question_rows
+from flashu.inference.run import Run
+from flashu.inference.samplers import flow
 from flashu.models.showo2 import naive
 from flashu.models.showo2.head import sinusoid
 from flashu.models.showo2.load import load_model, save_model
 from flashu.plan import LayerPlan, Plan
-from flashu.recipe import Recipe, exact
-from flashu.requests import question_rows
-from flashu.run import Run
+from flashu.plan.recipe import Recipe, exact
 from flashu.runtime.runner import Runner
 from flashu.runtime.tokens import Tokens, visible
 

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import flashu
-from flashu import flow
-from flashu.loops import canvas
-from flashu.loops.decode import decode
-from flashu.loops.denoise import denoise, look, velocity
+from flashu.inference.loops import canvas
+from flashu.inference.loops.decode import decode
+from flashu.inference.loops.denoise import denoise, look, velocity
+from flashu.inference.requests import blocks, question_rows
+from flashu.inference.run import Run
+from flashu.inference.samplers import flow
 from flashu.models.showo2 import naive
 from flashu.models.showo2.processor import pixels
 from flashu.plan import Plan
-from flashu.recipe import exact
-from flashu.requests import blocks, question_rows
-from flashu.run import Run
+from flashu.plan.recipe import exact
 from flashu.runtime.runner import Runner
 from flashu.runtime.tokens import visible
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tests.recipes import GENERATION, OPPONENTS, UNDERSTANDING, subsets
 
 import flashu
-from flashu.methods import METHODS, AdaptiveGuidance, FFNPrune, HeadCache, LayerSkip, TokenPrune
-from flashu.methods.layer_skip import most_similar
 from flashu.plan import FULL, TASKS, Plan, Seen, Step
-from flashu.recipe import Recipe
+from flashu.plan.methods import METHODS, AdaptiveGuidance, FFNPrune, HeadCache, LayerSkip, TokenPrune
+from flashu.plan.methods.layer_skip import most_similar
+from flashu.plan.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_understanding(name: str, calibrated: flashu.Engine) -> None:
 
 def test_pruning_tokens_shrinks_later_caches_and_keeps_positions(calibrated: flashu.Engine) -> None:
     """Against the definition: value norms of layer 2 taken by a hook, the 8 largest of 16 leave, order kept."""
-    from flashu.requests import question_rows
+    from flashu.inference.requests import question_rows
     from flashu.runtime.runner import Runner
 
     model = calibrated.model

@@ -10,8 +10,11 @@ import torch
 from tests.recipes import GENERATION, OPPONENTS
 
 import flashu
-from flashu import Recipe, flow
-from flashu.methods import (
+from flashu import Recipe
+from flashu.inference.run import Run
+from flashu.inference.samplers import flow
+from flashu.plan import SOLVERS, Plan
+from flashu.plan.methods import (
     AdaptiveGuidance,
     ChangeCache,
     FewerSteps,
@@ -21,8 +24,6 @@ from flashu.methods import (
     TaylorCache,
     UnconditionalReuse,
 )
-from flashu.plan import SOLVERS, Plan
-from flashu.run import Run
 from flashu.runtime.runner import Runner
 
 PROMPTS, STEPS = ["w1 w2 w3", "w9"], 12

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import flashu
-from flashu.calibrate.calibration import CALIBRATION
+from flashu.inference.calibrate.calibration import CALIBRATION
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from flashu.bench.kinds import ORIGINAL, PROMPT, Kind, compose
 from flashu.bench.random_weights import named_config, random_model
 from flashu.bench.summary import predicted
 from flashu.bench.watch import Watch, WatchedModel
-from flashu.loops import original as loops
-from flashu.loops.decode import decode
+from flashu.inference.loops import original as loops
+from flashu.inference.loops.decode import decode
+from flashu.inference.requests import encoded, question_rows
+from flashu.inference.run import Run
 from flashu.models.showo2 import naive
-from flashu.requests import encoded, question_rows
-from flashu.run import Run
 from flashu.runtime.runner import Runner
 from flashu.runtime.sampling import choose
 

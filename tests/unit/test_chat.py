@@ -25,7 +25,10 @@ def images(model: flashu.ChatModel) -> list[Image.Image]:
 
 
 def said(
-    model: flashu.ChatModel, processor: flashu.ChatProcessor, inputs: flashu.chat.ChatInputs, **settings: object
+    model: flashu.ChatModel,
+    processor: flashu.ChatProcessor,
+    inputs: flashu.interfaces.chat.ChatInputs,
+    **settings: object,
 ) -> list[str]:
     ids = model.generate(**inputs, max_new_tokens=6, **settings)  # type: ignore[arg-type]
     assert torch.equal(ids[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])

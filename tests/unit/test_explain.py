@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import flashu
-from flashu import cost
-from flashu.methods import AdaptiveGuidance, FFNPrune, HeadCache, LayerSkip, TokenPrune
-from flashu.plan_table import PlanTable
-from flashu.recipe import Recipe
+from flashu.plan import cost
+from flashu.plan.methods import AdaptiveGuidance, FFNPrune, HeadCache, LayerSkip, TokenPrune
+from flashu.plan.recipe import Recipe
+from flashu.plan.table import PlanTable
 
 TOKENS = 16  # image tokens of the tiny model at its usual 64 px
 
@@ -24,7 +24,7 @@ def explain(engine: flashu.Engine, task: str, **settings: Any) -> PlanTable:
     return engine.explain(task, **settings)  # type: ignore[arg-type]
 
 
-def engine_of(engine: flashu.Engine, *methods: flashu.methods.Method, **settings: bool) -> flashu.Engine:
+def engine_of(engine: flashu.Engine, *methods: flashu.plan.methods.Method, **settings: bool) -> flashu.Engine:
     return engine.with_recipe(Recipe(methods, **settings))
 
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 from tests.conftest import GOLDEN
 
-from flashu import flow, requests
 from flashu.bench.random_weights import named_model
 from flashu.bench.subject import subject_of
-from flashu.loops.denoise import denoise
+from flashu.inference import requests
+from flashu.inference.loops.denoise import denoise
+from flashu.inference.requests import question_rows
+from flashu.inference.samplers import flow
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.official import max_text, official_config, official_defaults
 from flashu.models.showo2.processor import GenerationDefaults
-from flashu.recipe import exact
-from flashu.requests import question_rows
+from flashu.plan.recipe import exact
 from flashu.runtime.runner import Runner
 
 META = torch.device("meta")

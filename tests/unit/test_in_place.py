@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.conftest import tiny_model
 
 import flashu
-from flashu.calibrate.bank import bank, bank_in_place, restore
+from flashu.inference.calibrate.bank import bank, bank_in_place, restore
 from flashu.models.layers import GatedFFN
 from flashu.models.showo2.load import load_model, save_model
 from flashu.models.weights import checkpoint_hash

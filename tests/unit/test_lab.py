@@ -14,18 +14,18 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import flashu
-from flashu.calibrate import samples
 from flashu.cli.lab import NAMES, up_to_date
 from flashu.cli.main import app
 from flashu.errors import FlashUError
 from flashu.evaluation import work
 from flashu.evaluation.score_ledger import Ledger
 from flashu.evaluation.scores import Difference, Mark, Sheet
+from flashu.inference.calibrate import samples
+from flashu.models.showo2.original_engine import Original
 from flashu.models.showo2.processor import GenerationDefaults, Processor
 from flashu.models.showo2.text import ChatTemplate, Text
 from flashu.models.weights import checkpoint_hash
-from flashu.original import Original
-from flashu.recipe import exact, paper
+from flashu.plan.recipe import exact, paper
 from flashu.studies.lab import pareto, specialization
 from flashu.studies.lab import rivals as opponents
 from flashu.studies.lab.components import parts, stopwatch

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import tiny_model
 
 import flashu
-from flashu.patch import engine_of
+from flashu.interfaces.patch import engine_of
 
 CONFIG = flashu.FlashUConfig(
     r_p=0.20,

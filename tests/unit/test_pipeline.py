@@ -15,7 +15,7 @@ from tests.conftest import tiny_model
 from torch import Tensor
 
 import flashu
-from flashu.flow import grid
+from flashu.inference.samplers.flow import grid
 from flashu.models.showo2.load import load_model
 
 

@@ -11,15 +11,15 @@ from tests.conftest import tiny_model
 from torch import Tensor
 
 import flashu
-from flashu import requests
-from flashu.loops.decode import decode
-from flashu.methods.token_prune import TokenPrune
+from flashu.inference import requests
+from flashu.inference.loops.decode import decode
+from flashu.inference.requests import question_rows
+from flashu.inference.run import Run
 from flashu.models.showo2 import naive
 from flashu.models.showo2.text import Text
 from flashu.plan import LayerPlan
-from flashu.recipe import exact
-from flashu.requests import question_rows
-from flashu.run import Run
+from flashu.plan.methods.token_prune import TokenPrune
+from flashu.plan.recipe import exact
 from flashu.runtime.runner import Runner
 from flashu.runtime.tokens import visible
 

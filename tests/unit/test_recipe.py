@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import flashu
 from flashu.plan import FULL, Seen, Step, share
-from flashu.recipe import PRESETS, FlashUConfig, Recipe, UnderstandingConfig, load_recipe
+from flashu.plan.recipe import PRESETS, FlashUConfig, Recipe, UnderstandingConfig, load_recipe
 
 
 def plans(recipe: Recipe, total: int, guidance: float = 5.0, layers: int = 28):

@@ -12,7 +12,7 @@ from tests.recipes import GENERATION, UNDERSTANDING
 from torch import Tensor
 
 import flashu
-from flashu.methods.taylor_cache import TaylorCache
+from flashu.plan.methods.taylor_cache import TaylorCache
 from flashu.runtime.replays import CudaGraphs, Recorded
 from flashu.runtime.rooms import Rooms
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import flashu
-from flashu.methods import TokenPrune
 from flashu.plan import LayerPlan, Route
-from flashu.recipe import Recipe
+from flashu.plan.methods import TokenPrune
+from flashu.plan.recipe import Recipe
 from flashu.runtime import scores
 from flashu.runtime.runner import Runner
 from flashu.runtime.scores import SCORES, Inner, dropped

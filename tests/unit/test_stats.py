@@ -9,9 +9,9 @@ import pytest
 import scipy.stats
 import torch
 
-from flashu.calibrate.attention import spearman
 from flashu.evaluation.scores import Mark, Sheet
 from flashu.evaluation.statistics import bootstrap_difference, geometric_mean, mcnemar, wilson
+from flashu.inference.calibrate.attention import spearman
 
 
 def test_wilson_against_the_textbook() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 import flashu
-from flashu import flow
+from flashu.inference.samplers import flow
 from flashu.models.showo2 import naive
 
 RED = Image.new("RGB", (64, 64), "red")

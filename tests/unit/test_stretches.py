@@ -51,7 +51,7 @@ def loaded() -> flashu.ShowO2:
 
 
 @pytest.mark.parametrize("methods", RECIPES.values(), ids=RECIPES)
-def test_they_say_what_eager_layers_say(methods: tuple[flashu.methods.Method, ...]) -> None:
+def test_they_say_what_eager_layers_say(methods: tuple[flashu.plan.methods.Method, ...]) -> None:
     eager, compiled = both(tiny_model(), flashu.Recipe(methods))
     shown = picture()
     for length in (1, 2, 9, 40):

@@ -19,7 +19,7 @@ from flashu.errors import FlashUError, RecipeError
 from flashu.evaluation.score_ledger import Ledger
 from flashu.evaluation.scores import Mark, Sheet
 from flashu.plan import TASKS, Room, Task
-from flashu.recipe import PRESETS, SHIPPED, Recipe, exact, load_recipe, paper, shipped
+from flashu.plan.recipe import PRESETS, SHIPPED, Recipe, exact, load_recipe, paper, shipped
 from flashu.studies.lab.lab import Lab, timing
 from flashu.studies.tuner import preset, space, tuner
 from flashu.studies.tuner.budget import Budget

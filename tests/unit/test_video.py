@@ -14,11 +14,11 @@ from tests.conftest import tiny_model
 from torch import Tensor
 
 import flashu
-from flashu.loops import original
-from flashu.methods import TokenPrune
+from flashu.inference.loops import original
 from flashu.models.showo2 import naive
 from flashu.models.showo2.video import is_video, spaced
-from flashu.recipe import Recipe
+from flashu.plan.methods import TokenPrune
+from flashu.plan.recipe import Recipe
 
 COLORS = ("red", "green", "blue", "white", "black")
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flashu import flow
 from flashu.bench.watch import clock_of
-from flashu.dropin.adopt import adopted, sizes
 from flashu.errors import FlashUError
+from flashu.inference.samplers import flow
+from flashu.interfaces.patch import Config, apply_flashu_patch
 from flashu.models.showo2 import naive
+from flashu.models.showo2.dropin.adopt import adopted, sizes
 from flashu.models.showo2.model import ShowO2
-from flashu.patch import Config, apply_flashu_patch
 
 ORIGINAL = "original"
 CONFIGS: dict[str, Config] = {"exact": "exact", "FlashU": "paper"}

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashu import cost
 from flashu.bench.kinds import ORIGINAL, PROMPT, Kind
-from flashu.calibrate.bank import alignment, keep_count
+from flashu.inference.calibrate.bank import alignment, keep_count
 from flashu.models.quantize import weight_bytes
 from flashu.models.showo2.config import ShowO2Config
 from flashu.models.showo2.model import ShowO2
+from flashu.plan import cost
 
 
 def attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:

@@ -10,22 +10,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flashu import flow, requests
 from flashu.bench import original
 from flashu.bench.kinds import DECODE_IMAGE, ENCODE, ORIGINAL, SETUP, Kind, Piece, script, tally
 from flashu.bench.memory import Peak
 from flashu.bench.rows import Row
 from flashu.bench.subject import TASK, Subject
 from flashu.bench.watch import AUTOENCODER, Clock, Watch, WatchedModel, WatchedRun, WatchedRunner
-from flashu.calibrate.bank import bank, bank_in_place, kept
-from flashu.explain import folded
-from flashu.loops.decode import decode
-from flashu.loops.denoise import denoise
+from flashu.inference import requests
+from flashu.inference.calibrate.bank import bank, bank_in_place, kept
+from flashu.inference.loops.decode import decode
+from flashu.inference.loops.denoise import denoise
+from flashu.inference.run import Run
+from flashu.inference.samplers import flow
 from flashu.models.layers import FFNWeights
 from flashu.models.showo2.model import ShowO2
 from flashu.plan import Plan, Room
-from flashu.recipe import Recipe
-from flashu.run import Run
+from flashu.plan.explain import folded
+from flashu.plan.recipe import Recipe
 from flashu.runtime.replays import CudaGraphs
 from flashu.runtime.rooms import Rooms
 from flashu.runtime.sampling import choose

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flashu import flow
 from flashu.bench.kinds import ENCODE, ORIGINAL, SETUP, Kind
 from flashu.bench.subject import Subject
 from flashu.bench.watch import AUTOENCODER, WatchedModel
-from flashu.loops import original
+from flashu.inference.loops import original
+from flashu.inference.requests import encoded, question_rows
+from flashu.inference.samplers import flow
 from flashu.models.products import plain_products
-from flashu.requests import encoded, question_rows
 from flashu.runtime.tokens import visible
 
 

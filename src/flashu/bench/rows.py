@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from flashu.errors import FlashUError
 from flashu.plan import Task
-from flashu.recipe import PRESETS, Recipe, exact, paper
+from flashu.plan.recipe import PRESETS, Recipe, exact, paper
 
 ORIGINAL, EXACT, PAPER, FEWER = "original", "exact", "paper", "fewer-steps"
 

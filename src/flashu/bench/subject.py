@@ -9,9 +9,10 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from flashu import flow, requests
 from flashu.bench.random_weights import NAMED, named_model
 from flashu.errors import FlashUError
+from flashu.inference import requests
+from flashu.inference.samplers import flow
 from flashu.models.offload import offload, offloaded
 from flashu.models.quantize import quantize
 from flashu.models.registry import open_model

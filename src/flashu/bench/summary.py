@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from flashu import cost
 from flashu.bench.flops import Reads, original_forward, original_token
 from flashu.bench.kinds import DECODE_IMAGE, ENCODE, SETUP, Kind, components, compose, means
 from flashu.bench.lanes import Lane, RecipeLane, Take
 from flashu.bench.result import KindResult, RowResult, Spread
 from flashu.bench.subject import TASK, Subject
-from flashu.explain import Sizes, tabulate
+from flashu.plan import cost
+from flashu.plan.explain import Sizes, tabulate
 
 AROUND = frozenset({SETUP, ENCODE, DECODE_IMAGE})
 """Pieces whose FLOPs and bytes are not the model's forwards'."""

@@ -13,7 +13,7 @@ from flashu.bench.kinds import OTHER
 from flashu.bench.result import Report, RowResult, Spread
 from flashu.bench.rows import EXACT, ORIGINAL
 from flashu.bench.watch import COMPONENTS
-from flashu.plan_table import amount
+from flashu.plan.table import amount
 
 
 def tabulated(report: Report) -> RenderableType:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from flashu.bench.kinds import Kind, Piece, Pruned, kind_of, prompt_kind
-from flashu.loops.canvas import Canvas
+from flashu.inference.loops.canvas import Canvas
+from flashu.inference.run import Prefix, Run
 from flashu.models.layers import KeyValue
 from flashu.models.showo2.model import ShowO2
 from flashu.plan import LayerPlan, Plan, Step
-from flashu.run import Prefix, Run
 from flashu.runtime.runner import Pass, Runner, View
 
 COMPONENTS = FEATURES, DECODER, LOGITS, HEAD, AUTOENCODER = "features", "LLM", "logits", "head", "VAE"

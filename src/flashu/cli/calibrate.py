@@ -35,7 +35,7 @@ def calibrate(
     drawn = None if prompts is None else read_prompts(prompts)
     pairs = None if samples is None else read_samples(samples)
     opened = open_engine(model, "exact", dtype, device)
-    from flashu.engine import Engine
+    from flashu.inference.engine import Engine
 
     engine = Engine(opened.model, opened.processor)  # without the calibration the checkpoint may have brought
     with progress() as bars:

@@ -15,7 +15,7 @@ from flashu.cli import options as opt
 from flashu.cli.files import write
 from flashu.cli.opened import open_engine, usable
 from flashu.cli.terminal import emit, out, progress
-from flashu.recipe import load_recipe
+from flashu.plan.recipe import load_recipe
 
 if TYPE_CHECKING:
     from flashu.evaluation.benchmarks import Benchmark

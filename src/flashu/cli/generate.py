@@ -15,8 +15,8 @@ from flashu.cli.opened import open_engine
 from flashu.cli.terminal import emit, progress
 
 if TYPE_CHECKING:
+    from flashu.inference.run import Record
     from flashu.plan import Step
-    from flashu.run import Record
 
 
 def generate(

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashu.errors import FlashUError
-from flashu.recipe import Recipe, load_recipe
+from flashu.plan.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     import torch
 
-    from flashu.engine import Engine
+    from flashu.inference.engine import Engine
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -34,10 +34,10 @@ def open_engine(
         raise FlashUError(f"there is no dtype {dtype!r}: give {', '.join(DTYPES)}")
     import torch
 
-    from flashu.calibrate.calibration import Calibration
-    from flashu.engine import Engine
+    from flashu.inference.calibrate.calibration import Calibration
+    from flashu.inference.engine import Engine
+    from flashu.models.showo2.public import ShowO2
     from flashu.models.weights import checkpoint_hash
-    from flashu.showo2 import ShowO2
 
     place = usable(device)
     number = None if dtype is None else getattr(torch, dtype)

@@ -8,7 +8,7 @@ import typer
 
 from flashu.cli import options as opt
 from flashu.cli.terminal import emit, out
-from flashu.recipe import load_recipe
+from flashu.plan.recipe import load_recipe
 
 
 def plan(
@@ -27,7 +27,7 @@ def plan(
     """Show, forward by forward, what a recipe computes: layers, FFN, head, guidance, tokens and FLOPs."""
     recipe = load_recipe(preset, model)
     from flashu.cli.sizes import sizes_of
-    from flashu.explain import tabulate
+    from flashu.plan.explain import tabulate
 
     sizes = sizes_of(model)
     tables = [

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from flashu.errors import CheckpointError
-from flashu.explain import Sizes
 from flashu.models.hub import checkpoint_folder
 from flashu.models.registry import resolve
 from flashu.models.showo2.load import read_manifest
 from flashu.models.showo2.official import max_text, official_config, official_defaults
 from flashu.models.showo2.processor import GenerationDefaults
+from flashu.plan.explain import Sizes
 from flashu.scenes.autoencoder import DOWNSAMPLE
 
 SMALL, LARGE = "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"

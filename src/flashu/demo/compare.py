@@ -13,15 +13,15 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from flashu import __version__
-from flashu.calibrate import samples
 from flashu.demo import original
 from flashu.demo.result import Answered, Drawn, Result, Side
 from flashu.demo.workload import Asking, Drawing, askings, drawings
-from flashu.engine import Answer, Engine, Generation
 from flashu.evaluation.work import readable
+from flashu.inference.calibrate import samples
+from flashu.inference.engine import Answer, Engine, Generation
+from flashu.models.showo2.original_engine import NAME, Original
 from flashu.models.weights import checkpoint_hash
-from flashu.original import NAME, Original
-from flashu.recipe import Recipe
+from flashu.plan.recipe import Recipe
 from flashu.scenes.benchmark import CATEGORIES, QUESTION_KINDS, Question, blind_prior, judge
 from flashu.scenes.detector import detect
 from flashu.scenes.questions import verdict

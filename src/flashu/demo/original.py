@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from flashu import cost, requests
 from flashu.bench.flops import original_forward, original_token
-from flashu.engine import Answer, Engine, Generation
+from flashu.inference import requests
+from flashu.inference.engine import Answer, Engine, Generation
+from flashu.plan import cost
 
 
 def drawing_flops(engine: Engine, made: Generation, prompt: str, steps: int | None) -> int:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from flashu.engine import Engine
 from flashu.evaluation.statistics import Rate, wilson
 from flashu.evaluation.work import Shown, answer, asked_about, draw, readable
+from flashu.inference.engine import Engine
 from flashu.models.registry import open_model
 from flashu.models.weights import checkpoint_hash
 from flashu.scenes import benchmark

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from flashu.engine import Engine, Generation
 from flashu.errors import FlashUError
 from flashu.evaluation.benchmarks import SAMPLES, Benchmark, Item
 from flashu.evaluation.ledger import Ledger
 from flashu.evaluation.shard import Shard
-from flashu.loops.denoise import OnStep
+from flashu.inference.engine import Engine, Generation
+from flashu.inference.loops.denoise import OnStep
 from flashu.models.weights import checkpoint_hash
-from flashu.recipe import FlashUConfig, Recipe
+from flashu.plan.recipe import FlashUConfig, Recipe
 
 Finished = Callable[[int, int], None]
 """Called with how many items of this process are finished, and of how many."""

@@ -15,15 +15,15 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
-from flashu.calibrate.calibration import CALIBRATION, Calibration
-from flashu.engine import Engine
 from flashu.errors import FlashUError
 from flashu.evaluation.question_sets import beside, cut, grouped
 from flashu.evaluation.shard import Shard
+from flashu.inference.calibrate.calibration import CALIBRATION, Calibration
+from flashu.inference.engine import Engine
 from flashu.models.hub import checkpoint_folder
 from flashu.models.registry import open_model, resolve
 from flashu.models.weights import checkpoint_hash
-from flashu.recipe import load_recipe
+from flashu.plan.recipe import load_recipe
 
 
 def manifest() -> ModelManifest:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flashu.engine import Engine
 from flashu.errors import FlashUError
 from flashu.evaluation.score_ledger import Ledger, key_of
+from flashu.inference.engine import Engine
 from flashu.models.weights import checkpoint_hash
 from flashu.plan import Task
 from flashu.scenes.detector import Detected, detect

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from flashu.methods import METHODS
-from flashu.recipe import FlashUConfig, Recipe, exact, paper
+from flashu.plan.methods import METHODS
+from flashu.plan.recipe import FlashUConfig, Recipe, exact, paper
 from flashu.studies.lab.contest import Contender, Place, answering, drawing
 from flashu.studies.lab.lab import Lab
 from flashu.studies.lab.result import COLOURS, FAINT, Claim, Result, bounds

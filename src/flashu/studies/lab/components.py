@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from flashu.engine import Engine
+from flashu.inference.engine import Engine
 from flashu.models.showo2.model import ShowO2
-from flashu.recipe import exact, paper
+from flashu.plan.recipe import exact, paper
 from flashu.studies.lab.lab import Lab, synchronize
 from flashu.studies.lab.result import COLOURS, Claim, Result, Row
 

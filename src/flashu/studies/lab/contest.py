@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flashu.calibrate.calibration import Calibration
 from flashu.evaluation.fidelity import Fidelity
 from flashu.evaluation.scores import Difference, Sheet
 from flashu.evaluation.work import readable
+from flashu.inference.calibrate.calibration import Calibration
 from flashu.plan import Task
-from flashu.recipe import Recipe
+from flashu.plan.recipe import Recipe
 from flashu.studies.lab.lab import LONG, Lab, Pace, Suite, Timing
 from flashu.studies.lab.result import Row, compared, scored
 

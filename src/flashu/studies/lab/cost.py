@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flashu.bench.flops import FlopClock, counting
-from flashu.engine import Engine
+from flashu.inference.engine import Engine
 from flashu.plan import share
-from flashu.recipe import Recipe, exact, fast, paper, quality
+from flashu.plan.recipe import Recipe, exact, fast, paper, quality
 from flashu.studies.lab.ablation import GENERATION, UNDERSTANDING
 from flashu.studies.lab.lab import Lab
 from flashu.studies.lab.result import COLOURS, Claim, Result, Row

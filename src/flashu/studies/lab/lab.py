@@ -12,9 +12,6 @@ from typing import Any, Protocol
 import torch
 
 from flashu.bench.machine import conditions
-from flashu.calibrate import samples
-from flashu.calibrate.calibration import Calibration
-from flashu.engine import Engine
 from flashu.evaluation import work
 from flashu.evaluation.fidelity import Fidelity, fidelity, stacked
 from flashu.evaluation.scenes_dpg import DPG
@@ -22,11 +19,14 @@ from flashu.evaluation.scenes_geneval import GenEval
 from flashu.evaluation.scenes_questions import Und
 from flashu.evaluation.score_ledger import Ledger
 from flashu.evaluation.scores import Sheet
+from flashu.inference.calibrate import samples
+from flashu.inference.calibrate.calibration import Calibration
+from flashu.inference.engine import Engine
+from flashu.models.showo2.original_engine import NAME, Original
 from flashu.models.showo2.processor import Processor
 from flashu.models.weights import checkpoint_hash
-from flashu.original import NAME, Original
 from flashu.plan import TASKS, Task
-from flashu.recipe import Recipe, exact
+from flashu.plan.recipe import Recipe, exact
 from flashu.scenes.world import World
 
 COMPARED_IMAGES = 64

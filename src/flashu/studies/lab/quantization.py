@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from flashu.engine import Engine
 from flashu.errors import FlashUError
 from flashu.evaluation.scores import Sheet
 from flashu.evaluation.work import readable
+from flashu.inference.engine import Engine
 from flashu.models.quantize import SCHEMES, quantize, weight_bytes
-from flashu.recipe import exact
+from flashu.plan.recipe import exact
 from flashu.studies.lab.lab import Lab
 from flashu.studies.lab.result import COLOURS, FAINT, Claim, Result, Row, bounds, compared, loss_within, scored
 

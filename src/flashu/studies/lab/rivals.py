@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from flashu.calibrate.calibration import Calibration
-from flashu.methods import (
+from flashu.inference.calibrate.calibration import Calibration
+from flashu.models.protocol import UnifiedModel
+from flashu.plan.methods import (
     ChangeCache,
     FewerSteps,
     FFNPrune,
@@ -19,8 +20,7 @@ from flashu.methods import (
     TokenPrune,
     UnconditionalReuse,
 )
-from flashu.models.protocol import UnifiedModel
-from flashu.recipe import Recipe, exact, fast, paper, quality, shipped
+from flashu.plan.recipe import Recipe, exact, fast, paper, quality, shipped
 from flashu.studies.lab.contest import Contender
 from flashu.studies.lab.lab import Lab
 

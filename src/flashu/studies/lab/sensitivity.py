@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from flashu.recipe import FlashUConfig, exact
+from flashu.plan.recipe import FlashUConfig, exact
 from flashu.studies.lab.contest import Contender, drawing
 from flashu.studies.lab.lab import Lab
 from flashu.studies.lab.result import COLOURS, INK, Claim, Result, Row, bounds

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from flashu.calibrate.attention import spearman
-from flashu.calibrate.calibration import Calibration
-from flashu.calibrate.importance import FFNNorms
 from flashu.evaluation.scores import pooled
-from flashu.methods import FFNPrune
+from flashu.inference.calibrate.attention import spearman
+from flashu.inference.calibrate.calibration import Calibration
+from flashu.inference.calibrate.importance import FFNNorms
 from flashu.models.protocol import UnifiedModel
 from flashu.plan import TASKS, Task
-from flashu.recipe import Recipe, exact
+from flashu.plan.methods import FFNPrune
+from flashu.plan.recipe import Recipe, exact
 from flashu.runtime.tokens import Tokens
 from flashu.studies.lab.contest import Contender, answering, drawing
 from flashu.studies.lab.lab import Lab

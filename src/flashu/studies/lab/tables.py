@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from flashu.evaluation import scenes_questions as und
-from flashu.recipe import UnderstandingConfig, exact, paper
+from flashu.plan.recipe import UnderstandingConfig, exact, paper
 from flashu.studies.lab.contest import Contender, Place, answering, drawing
 from flashu.studies.lab.lab import LONG, Lab, Suite
 from flashu.studies.lab.result import COLOURS, Claim, Holds, Result, bounds, loss_within, reaches

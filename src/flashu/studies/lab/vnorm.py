@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from flashu.calibrate.attention import spearman
 from flashu.evaluation.scores import Difference, pooled
-from flashu.methods import TokenPrune
+from flashu.inference.calibrate.attention import spearman
 from flashu.plan import Score, Side
-from flashu.recipe import Recipe, exact
+from flashu.plan.methods import TokenPrune
+from flashu.plan.recipe import Recipe, exact
 from flashu.runtime.scores import SCORES, Inner
 from flashu.runtime.tokens import Tokens
 from flashu.studies.lab.contest import Contender, Place, answering

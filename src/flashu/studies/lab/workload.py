@@ -7,13 +7,14 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from flashu import flow, requests
-from flashu.calibrate import samples
-from flashu.engine import Engine
 from flashu.evaluation.work import asked_about
-from flashu.loops.denoise import denoise
+from flashu.inference import requests
+from flashu.inference.calibrate import samples
+from flashu.inference.engine import Engine
+from flashu.inference.loops.denoise import denoise
+from flashu.inference.samplers import flow
 from flashu.plan import Plan, Step, Task
-from flashu.recipe import exact
+from flashu.plan.recipe import exact
 from flashu.runtime.runner import Observer, Runner
 from flashu.runtime.sampling import choose
 from flashu.scenes import benchmark

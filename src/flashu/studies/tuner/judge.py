@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from flashu.engine import Engine
 from flashu.evaluation import work
 from flashu.evaluation.scenes_dpg import DPG
 from flashu.evaluation.scenes_geneval import GenEval
 from flashu.evaluation.scenes_questions import PARTS, Und
 from flashu.evaluation.score_ledger import Ledger
 from flashu.evaluation.scores import Mark, Sheet
+from flashu.inference.engine import Engine
 from flashu.plan import Task
-from flashu.recipe import Recipe
+from flashu.plan.recipe import Recipe
 from flashu.scenes.benchmark import CATEGORIES
 
 GENEVAL, DENSE = "GenEval", "DPG"

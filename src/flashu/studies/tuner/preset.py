@@ -10,7 +10,7 @@ from typing import Any
 
 from flashu.errors import FlashUError, RecipeError
 from flashu.plan import Task
-from flashu.recipe import Recipe, exact, paper
+from flashu.plan.recipe import Recipe, exact, paper
 from flashu.studies.lab.lab import Lab, Timing
 from flashu.studies.tuner.search import Search, Tried
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flashu.errors import FlashUError, RecipeError
 from flashu.evaluation.scores import Difference, Score, Sheet
 from flashu.plan import Task
-from flashu.recipe import Recipe, exact
+from flashu.plan.recipe import Recipe, exact
 from flashu.studies.tuner.budget import Budget
 from flashu.studies.tuner.judge import Judge, merged
 from flashu.studies.tuner.space import draft, known

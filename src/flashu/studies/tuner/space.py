@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from flashu.methods import (
+from flashu.plan import SOLVERS, Task
+from flashu.plan.methods import (
     AdaptiveGuidance,
     ChangeCache,
     FewerSteps,
@@ -17,8 +18,7 @@ from flashu.methods import (
     TokenPrune,
     UnconditionalReuse,
 )
-from flashu.plan import SOLVERS, Task
-from flashu.recipe import Recipe
+from flashu.plan.recipe import Recipe
 
 OFF = "off"
 TAU = (0.0, 0.1, 0.2, 0.3)

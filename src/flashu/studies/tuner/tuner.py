@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from flashu.bench.machine import installed
-from flashu.engine import Engine
 from flashu.evaluation.score_ledger import Ledger
+from flashu.inference.engine import Engine
 from flashu.models.weights import checkpoint_hash
 from flashu.plan import Task
-from flashu.recipe import Recipe, exact
+from flashu.plan.recipe import Recipe, exact
 from flashu.studies.lab.lab import REDUCED, Bars, Lab
 from flashu.studies.tuner.budget import Budget
 from flashu.studies.tuner.judge import judge_of

@@ -1,0 +1,1 @@
+"""One request: its runs, their samplers, calibration, and the engine that people hold."""

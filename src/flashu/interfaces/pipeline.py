@@ -1,0 +1,216 @@
+"""A pipeline in the manner of diffusers: an engine called with diffusers' argument names. diffusers is not needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flashu.errors import FlashUError
+from flashu.inference.calibrate.calibration import CALIBRATION
+from flashu.inference.engine import Engine
+from flashu.inference.samplers import flow
+from flashu.models.hub import Pushed, checkpoint_folder, upload
+from flashu.models.registry import resolve
+from flashu.models.showo2.load import save_model
+from flashu.models.showo2.public import ShowO2
+from flashu.plan import Plan, Step
+from flashu.plan.recipe import FlashUConfig, Recipe
+from flashu.runtime.memory import enough_memory
+from flashu.runtime.sampling import drawn_seed
+
+RECIPE = "recipe.json"
+"""The file of a saved pipeline's recipe, beside the weights."""
+OutputType = Literal["pil", "np", "pt", "latent"]
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+AT_ONCE = 8  # images the autoencoder decodes at a time
+
+OnStepEnd = Callable[["Pipeline", int, Tensor, dict[str, Any]], "dict[str, Any] | None"]
+"""Called as ``callback(pipe, step_index, timestep, callback_kwargs)`` after each forward; see `Pipeline.__call__`."""
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineOutput:
+    """``images`` in the output type asked for; ``seeds``, one per image, draw the same with `Engine.generate`."""
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    seeds: list[int] = field(default_factory=list)
+
+
+class _Interrupted(Exception):
+    """The callback has asked to stop; holds the latents so far."""
+
+    def __init__(self, latents: Tensor) -> None:
+        super().__init__()
+        self.latents = latents
+
+
+class Pipeline(Pushed):
+    """Draws with an engine: ``pipe(prompt, num_inference_steps=..., guidance_scale=..., generator=...).images``.
+
+    ``engine`` stays usable by itself, for questions and everything else a pipeline has no word for.
+    """
+
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._interrupt = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        recipe: Recipe | FlashUConfig | str | Path | None = None,
+        torch_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        **settings: Any,
+    ) -> Pipeline:
+        """A pipeline of a saved one, of "scenes" or of an official Show-o2 checkpoint (folder or hub id).
+
+        ``recipe`` None: the one saved with the pipeline, else "exact". Further settings as of
+        `ShowO2.from_pretrained`.
+        """
+        model = ShowO2.from_pretrained(source, dtype=torch_dtype, device=device, **settings)
+        if recipe is None:
+            stored = checkpoint_folder(resolve(source).source, (RECIPE,)) / RECIPE
+            recipe = stored if stored.is_file() else "exact"
+        assert model.processor is not None
+        return cls(Engine(model, model.processor, recipe, model.calibration))
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, push_to_hub: bool = False, **hub: Any) -> None:
+        """Write weights, processor, calibration and recipe; with ``push_to_hub``, to the hub too: ``repo_id`` (default:
+        the folder's name) and the rest as of `push_to_hub`."""
+        folder, engine = Path(folder), self.engine
+        if hub and not push_to_hub:
+            raise FlashUError(f"{', '.join(hub)}: these settings are for push_to_hub=True")
+        save_model(engine.model, folder, engine.processor)
+        if engine.calibration is not None:
+            engine.calibration.save(folder / CALIBRATION)
+        engine.recipe.save(folder / RECIPE)
+        if push_to_hub:
+            upload(folder, **{"repo_id": folder.name, **hub})
+
+    def to(self, *targets: torch.device | str | int | torch.dtype, **named: Any) -> Pipeline:
+        """Move to a device, cast to a dtype, or both; returns itself.
+
+        The weights are those of every engine that shares the model. A cast is as loading with that dtype: the
+        autoencoder keeps its own.
+        """
+        wanted = [*targets, *(value for value in named.values() if value is not None)]
+        if unknown := named.keys() - {"device", "dtype", "torch_dtype"}:
+            raise FlashUError(f"a pipeline moves to a device or dtype, not to {', '.join(sorted(unknown))}")
+        model, processor = self.engine.model, self.engine.processor
+        for target in wanted:
+            model.to(target)
+            if not isinstance(target, torch.dtype):
+                move = getattr(processor.vae, "to", None)  # an autoencoder without weights has nothing to move
+                if move is not None:
+                    move(target)
+        # What was derived from the weights is derived anew.
+        self.engine = self.engine.with_recipe(self.engine.recipe)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.engine.model.parameters()).dtype
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has set ``pipe._interrupt``, the way diffusers' callbacks stop a call."""
+        return self._interrupt
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> PipelineOutput | tuple[Any]:
+        """Draw ``num_images_per_prompt`` images of each prompt; defaults are the checkpoint's.
+
+        ``generator``: every image's noise has its own seed, drawn in order from the generator (None: torch's global
+        one), or from its own generator of a list as long as there are images; equal generators give equal images.
+        ``output_type``: "pil"; "np" [B, H, W, 3] or "pt" [B, 3, H, W] in [0, 1]; "latent" [B, c, h, w].
+        ``callback_on_step_end(pipe, step_index, timestep, callback_kwargs)``: after each forward, with its flow time
+        (0 noise, 1 data) and "latents"; it may return a dict with other latents. ``pipe._interrupt = True`` there ends
+        the call with the latents so far; an exception ends it with none.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise FlashUError(f"output_type is one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
+        if output_type != "latent" and self.engine.processor.vae is None:
+            raise FlashUError('this model was loaded without an autoencoder: use output_type="latent"')
+        if strange := sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)):
+            raise FlashUError(f"a callback can be given {', '.join(self._callback_tensor_inputs)}, not {strange}")
+        count = (1 if isinstance(prompt, str) else len(prompt)) * num_images_per_prompt
+        seeds = _seeds(generator, count)
+        self._interrupt = False
+
+        def on_step(step: Step, plan: Plan, latents: Tensor) -> None:
+            assert callback_on_step_end is not None
+            times = flow.times(step.total, self.engine.processor.defaults.shift, self.engine.recipe.solver)
+            given: dict[str, Any] = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+            returned = callback_on_step_end(self, step.index, times[step.index], given) or {}
+            changed = returned.get("latents", latents)
+            if changed is not latents:
+                latents.copy_(changed)  # the loop goes on with this tensor
+            if self._interrupt:
+                raise _Interrupted(latents)
+
+        try:
+            latents = self.engine.generate(
+                prompt,
+                seed=seeds,
+                images_per_prompt=num_images_per_prompt,
+                steps=num_inference_steps,
+                guidance=guidance_scale,
+                height=height,
+                width=width,
+                on_step=on_step if callback_on_step_end else None,
+                decode=False,
+            ).latents
+        except _Interrupted as stopped:
+            latents = stopped.latents
+        images = self._finished(latents, output_type)
+        return PipelineOutput(images, seeds) if return_dict else (images,)
+
+    @torch.inference_mode()
+    def _finished(self, latents: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
+        if output_type == "latent":
+            return latents
+        if output_type == "pil":
+            return self.engine.decode(latents, AT_ONCE)
+        vae = self.engine.processor.vae
+        assert vae is not None
+        with enough_memory("decode the images", "draw fewer at once, or use the autoencoder's enable_tiling()"):
+            pixels = torch.cat([vae.decode(part).float() for part in latents.split(AT_ONCE)])
+        pixels = ((pixels + 1) / 2).clamp(0, 1)
+        return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
+    if generator is None or isinstance(generator, torch.Generator):
+        return [drawn_seed(generator) for _ in range(count)]
+    if len(generator) != count:
+        raise FlashUError(f"{len(generator)} generators for {count} images: give one, or one per image")
+    return [drawn_seed(own) for own in generator]
