@@ -61,8 +61,8 @@ train-scenes: $(VENV)/.dev  ## train the embedded model anew (resumes; see READM
 	$(BIN)/python -m flashu.training.scenes
 
 scenes-scores: $(VENV)/.dev  ## write docs/scenes-scores.md and docs/scenes-hard-scores.md: the embedded models' score tables
-	$(BIN)/python -m flashu.evaluation.board --model scenes
-	$(BIN)/python -m flashu.evaluation.board --model scenes-hard
+	$(BIN)/python -m flashu.evaluation.scenes_report --model scenes
+	$(BIN)/python -m flashu.evaluation.scenes_report --model scenes-hard
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -17,9 +17,9 @@ import flashu
 from flashu.cli.lab import NAMES, up_to_date
 from flashu.cli.main import app
 from flashu.errors import FlashUError
-from flashu.evaluation import work
-from flashu.evaluation.score_ledger import Ledger
-from flashu.evaluation.scores import Difference, Mark, Sheet
+from flashu.evaluation.ledger import Ledger
+from flashu.evaluation.score_table import ScoreTable
+from flashu.evaluation.statistics import Difference, ItemScore
 from flashu.inference.calibrate import samples
 from flashu.models.showo2.original_engine import Original
 from flashu.models.showo2.processor import GenerationDefaults, Processor
@@ -134,40 +134,6 @@ def test_roles_by_hand() -> None:
     assert set(found[3:]) == {"neither"}
 
 
-def test_work_is_done_once(engine: flashu.Engine, tmp_path: Path) -> None:
-    texts, seeds = ["w1 w2", "w3", "w4"], [0, 1, 2]
-    counts: list[int] = []
-    ledger = Ledger(tmp_path / "l.jsonl")
-    first = work.draw(engine, texts, seeds, batch=2, ledger=ledger, tick=counts.append)
-    assert counts == [2, 1]
-    assert len(ledger.values) == 2
-    again = work.draw(engine, texts, seeds, batch=2, ledger=Ledger(tmp_path / "l.jsonl"))
-    assert [d.seen for d in again] == [d.seen for d in first]
-    assert first[0].latent is not None
-    assert torch.equal(again[0].latent, first[0].latent)
-    other = flashu.Engine(engine.model, engine.processor, paper())
-    work.draw(other, texts, seeds, batch=2, ledger=ledger)
-    assert len(ledger.values) == 4
-
-
-def test_a_name_changes_nothing_and_a_mask_does(engine: flashu.Engine) -> None:
-    renamed = flashu.Engine(engine.model, engine.processor, replace(exact(), name="other"))
-    assert work.fingerprint(renamed, "generation") == work.fingerprint(engine, "generation")
-    for task in ("generation", "understanding"):
-        known = Lab(engine, SIZE).calibration
-        pruned = flashu.Engine(engine.model, engine.processor, paper(), known)
-        scores = known.with_scores(task, known.scores[task].flip(1), {})
-        flipped = flashu.Engine(engine.model, engine.processor, paper(), scores)
-        assert work.fingerprint(pruned, task) != work.fingerprint(flipped, task)
-
-
-def test_images_of_another_size_cannot_be_scored(engine: flashu.Engine) -> None:
-    wide = replace(engine.processor.defaults, width=128)
-    processor = Processor(engine.processor.text, engine.processor.vae, wide)
-    with pytest.raises(FlashUError, match="cannot be scored"):
-        work.draw(flashu.Engine(engine.model, processor), ["w1"], [0])
-
-
 def test_vanilla_is_its_own_equal(lab: Lab) -> None:
     places = drawing(lab, lab.geneval, [Contender("vanilla", exact()), Contender("again", exact())])
     assert places[0].change is None
@@ -179,9 +145,9 @@ def test_vanilla_is_its_own_equal(lab: Lab) -> None:
 
 
 def place(label: str, speedup: float, value: float) -> Place:
-    marks = [Mark(k, float(k < 100 * value)) for k in range(100)]
+    marks = [ItemScore(k, float(k < 100 * value)) for k in range(100)]
     pace = Pace(timing([1 / speedup]), timing([1.0]), timing([2.0]))
-    return Place(label, Sheet({"all": marks}, ("all",)), None, None, pace)
+    return Place(label, ScoreTable({"all": marks}, ("all",)), None, None, pace)
 
 
 def test_the_frontier_and_who_is_beaten() -> None:
@@ -266,4 +232,4 @@ def test_a_layer_that_does_nothing_is_alike() -> None:
     found = {r["token"]: (r["similarity"], r["n"]) for r in alike.rows()}
     assert found["text"] == (pytest.approx(1), 3)
     assert found["last"] == (pytest.approx(1), 1)
-    assert scored("a", Sheet({"a": [Mark(0, 1.0)]}, ("a",)).overall)["a"] == 1
+    assert scored("a", ScoreTable({"a": [ItemScore(0, 1.0)]}, ("a",)).overall)["a"] == 1

@@ -15,7 +15,7 @@ from tests.recipes import GENERATION, UNDERSTANDING
 from torch import nn
 
 import flashu
-from flashu.evaluation.work import fingerprint
+from flashu.evaluation.scenes_items import fingerprint
 from flashu.inference.calibrate.bank import bank
 from flashu.models.quantize import SCHEMES, plain, weight_bytes
 from flashu.models.weights import checkpoint_hash

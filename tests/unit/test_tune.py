@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 import flashu
 from flashu.cli.main import app
 from flashu.errors import FlashUError, RecipeError
-from flashu.evaluation.score_ledger import Ledger
-from flashu.evaluation.scores import Mark, Sheet
+from flashu.evaluation.ledger import Ledger
+from flashu.evaluation.score_table import ScoreTable
+from flashu.evaluation.statistics import ItemScore
 from flashu.plan import TASKS, Room, Task
 from flashu.plan.recipe import PRESETS, SHIPPED, Recipe, exact, load_recipe, paper, shipped
 from flashu.studies.lab.lab import Lab, timing
@@ -33,10 +34,10 @@ class Stub:
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def sheet(self, recipe: Recipe, number: int) -> Sheet:
+    def sheet(self, recipe: Recipe, number: int) -> ScoreTable:
         self.seen.append(number)
         wrong = 4 * len(recipe.methods)
-        return Sheet({"all": [Mark((number, k), float(k >= wrong)) for k in range(20)]}, ("all",))
+        return ScoreTable({"all": [ItemScore((number, k), float(k >= wrong)) for k in range(20)]}, ("all",))
 
 
 def search(task: Task = "generation", budget: str = "score >= 0.5 of vanilla", judge: Any = None) -> Search:
@@ -140,8 +141,8 @@ def test_recipes_a_model_has_no_room_for_are_passed_over(task: Task) -> None:
 
 def test_a_budget_nothing_keeps() -> None:
     class Worse(Stub):
-        def sheet(self, recipe: Recipe, number: int) -> Sheet:
-            return Sheet({"all": [Mark(k, 0.5) for k in range(9)]}, ("all",))
+        def sheet(self, recipe: Recipe, number: int) -> ScoreTable:
+            return ScoreTable({"all": [ItemScore(k, 0.5) for k in range(9)]}, ("all",))
 
     lookup = search(budget="score >= 0.9", judge=Worse())
     study = lookup.study(None)
@@ -203,9 +204,11 @@ def test_rounds_meet_other_items_and_are_merged() -> None:
     judge.sheet(exact(), 1)
     assert len(judge.ledger.values) == 2
     whole = merged(sheets)
-    part = whole.parts[0]
-    assert len(whole.marks[part]) == sum(len(s.marks[part]) for s in sheets)
-    assert len({m.cluster for m in whole.marks[part]}) == sum(len({m.cluster for m in s.marks[part]}) for s in sheets)
+    part = whole.mean_of[0]
+    assert len(whole.columns[part]) == sum(len(s.columns[part]) for s in sheets)
+    assert len({m.cluster for m in whole.columns[part]}) == sum(
+        len({m.cluster for m in s.columns[part]}) for s in sheets
+    )
     assert whole.against(whole).value == 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +11,12 @@ import typer
 from rich.table import Table
 
 from flashu.cli import options as opt
-from flashu.cli.files import write
 from flashu.cli.opened import open_engine, usable
 from flashu.cli.terminal import emit, out, progress
 from flashu.plan.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from flashu.evaluation.benchmarks import Benchmark
+    from flashu.evaluation.official import Benchmark
     from flashu.plan import Step
 
 app = typer.Typer(help="Draw an official benchmark into the folders its scorer reads. Run again to go on.")
@@ -49,7 +47,7 @@ def geneval(
     as_json: opt.AsJson = False,
 ) -> None:
     """GenEval: DIR/00000/{metadata.jsonl, samples/, grid.png}; 100 time points and guidance 7.5 if not given."""
-    from flashu.evaluation.benchmarks import GenEval
+    from flashu.evaluation.official import GenEval
 
     sizes = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     opened = (model, preset, dtype, device, calibration)
@@ -75,7 +73,7 @@ def dpg(
     as_json: opt.AsJson = False,
 ) -> None:
     """DPG-Bench: DIR/NAME.png, a 2x2 grid per prompt; 50 time points and guidance 10 if not given."""
-    from flashu.evaluation.benchmarks import DPG
+    from flashu.evaluation.official import DPG
 
     sizes = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     opened = (model, preset, dtype, device, calibration)
@@ -95,29 +93,27 @@ def geneval_score(
     as_json: opt.AsJson = False,
 ) -> None:
     """Score a GenEval folder with networks of transformers; NOT the official scorer. Writes DIR/flashu-score.json."""
-    from flashu.evaluation.geneval_rules import Limits
-    from flashu.evaluation.geneval_score import CLIP, DETECTOR, Colourist, Detector, score
+    from flashu.evaluation.files import write_json
+    from flashu.evaluation.geneval import SCORER, Limits, score
+    from flashu.evaluation.geneval_networks import CLIP, DETECTOR, ColourClassifier, Detector
 
     names = (detector or DETECTOR, clip or CLIP)
     place = usable(device)
-    detect, colour = Detector(names[0], place), Colourist(names[1], place)
+    detect, colour = Detector(names[0], place), ColourClassifier(names[1], place)
     with progress() as bars:
         bar = bars.add_task("images", total=None)
 
         def on_image(done: int, total: int) -> None:
             bars.update(bar, completed=done, total=total)
 
-        found = score(folder, detect, colour, Limits(sure, sure_counting), names=names, on_image=on_image)
-    written = json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    write(folder / "flashu-score.json", lambda part: part.write_text(written, encoding="utf-8"))
+        found = score(folder, detect, colour, Limits(sure, sure_counting), networks=names, on_image=on_image)
+    write_json(folder / "flashu-score.json", found.to_dict())
     if as_json:
         emit({name: value for name, value in found.to_dict().items() if name != "images"})
         return
-    table = Table("category", "images", "right", "score", "95 %", title=found.scorer)
+    table = Table("category", "images", "right", "score", "95 %", title=SCORER)
     for name, part in found.categories.items():
-        table.add_row(
-            name, str(part.images), str(part.right), f"{part.score:.3f}", f"{part.low:.3f} to {part.high:.3f}"
-        )
+        table.add_row(name, str(part.n), str(part.hits), f"{part.value:.3f}", f"{part.low:.3f} to {part.high:.3f}")
     table.add_row("mean", "", "", f"{found.overall:.3f}", "")
     out().print(table)
 
@@ -129,7 +125,7 @@ def lmms_task(
     seed: opt.Seed = 0,
 ) -> None:
     """A small task for lmms-eval: questions about held-out scenes, to try the harness with."""
-    from flashu.evaluation.scenes_task import TASK, write_task
+    from flashu.evaluation.lmms_task import TASK, write_task
 
     write_task(output, count, seed)
     out().print(f"python -m lmms_eval --model flashu --include_path {output} --tasks {TASK}", soft_wrap=True)
@@ -145,7 +141,7 @@ def _evaluate(
     baseline: str | None,
     as_json: bool,
 ) -> None:
-    from flashu.evaluation.evaluate import evaluate
+    from flashu.evaluation.official_run import evaluate
     from flashu.evaluation.shard import Shard
 
     shard = Shard.of_process() if part is None else Shard.parse(part)

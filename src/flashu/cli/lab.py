@@ -69,7 +69,7 @@ def measure(
     calibration: Path | None,
 ) -> None:
     engine = open_engine(model, "exact", None, device, calibration)
-    from flashu.evaluation.score_ledger import Ledger
+    from flashu.evaluation.ledger import Ledger
     from flashu.models.weights import checkpoint_hash
     from flashu.studies.lab.items import ITEMS
     from flashu.studies.lab.lab import FULL, REDUCED, Lab
@@ -77,8 +77,7 @@ def measure(
     # Recipes are pitted against the model's own statistics here on purpose: no warning at each.
     logging.getLogger("flashu").setLevel(logging.ERROR)
     size = FULL if full else REDUCED
-    ledger = Ledger(output / "ledger.jsonl")
-    with progress() as bars:
+    with Ledger(output / "ledger.jsonl") as ledger, progress() as bars:
         whole = bars.add_task("lab", total=len(names))
         run = Lab(engine, size, ledger, bars, model, seed)
         for item in names:

@@ -16,7 +16,7 @@ from flashu import __version__
 from flashu.demo import original
 from flashu.demo.result import Answered, Drawn, Result, Side
 from flashu.demo.workload import Asking, Drawing, askings, drawings
-from flashu.evaluation.work import readable
+from flashu.evaluation.scenes_items import drawn_world
 from flashu.inference.calibrate import samples
 from flashu.inference.engine import Answer, Engine, Generation
 from flashu.models.showo2.original_engine import NAME, Original
@@ -57,7 +57,7 @@ def compare(
     A machine too slow for all of them within ``seconds`` does fewer rounds of six (one at least); questions first.
     """
     began = time.perf_counter()
-    world = readable(engine)
+    world = drawn_world(engine)
     engines = contestants(engine)
     sides = [Side(e.recipe.name, e.recipe.to_dict()) for e in engines]
     to_draw, to_ask = drawings(images, seed, world), askings(questions, seed, world)

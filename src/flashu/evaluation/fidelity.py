@@ -26,9 +26,8 @@ class Fidelity:
 
 def fidelity(images: Tensor, vanilla: Tensor, latents: Tensor, vanilla_latents: Tensor) -> Fidelity:
     """Images [B, 3, H, W] in [0, 1] and latents [B, c, h, w] against the vanilla ones."""
-    return Fidelity(
-        len(images), psnr(images, vanilla), float(ssim(images, vanilla).mean()), distance(latents, vanilla_latents)
-    )
+    likeness = float(ssim(images, vanilla).mean())
+    return Fidelity(len(images), psnr(images, vanilla), likeness, distance(latents, vanilla_latents))
 
 
 def psnr(images: Tensor, vanilla: Tensor) -> float | None:

@@ -16,7 +16,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
 from flashu.errors import FlashUError
-from flashu.evaluation.question_sets import beside, cut, grouped
+from flashu.evaluation.lmms_requests import beside, cut, grouped
 from flashu.evaluation.shard import Shard
 from flashu.inference.calibrate.calibration import CALIBRATION, Calibration
 from flashu.inference.engine import Engine

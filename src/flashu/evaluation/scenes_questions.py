@@ -5,7 +5,7 @@ attributes, relations and comparisons in scenes of three or more objects. MMBenc
 model's vocabulary has no words for lettered options, and ranking answers by likelihood would not depend on the order
 of the options at all; so rotation k puts option k forward ("is there a red circle?"), and an item is right only if
 every rotation is answered rightly. Counting. Vision-needed: each question is asked about two scenes with different
-answers, so no guess from the words alone passes one half; "Blind" asks the same about an empty board.
+answers, so no guess from the words alone passes one half; "Blind" asks the same about an empty scene.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashu.evaluation.scores import Mark, Sheet
-from flashu.evaluation.work import Shown
+from flashu.evaluation.scenes_items import SceneQuestion
+from flashu.evaluation.score_table import ScoreTable
+from flashu.evaluation.statistics import ItemScore
 from flashu.scenes import questions as ask
 from flashu.scenes.questions import QUESTION_KINDS, Question, verdict, verdicts
 from flashu.scenes.sampler import held_scene
@@ -26,23 +27,21 @@ from flashu.scenes.world import SCENES, WORLDS, Scene, World, place
 MME, MME_PLUS, GQA, MMB, COUNT, VISION, BLIND = (
     "MME acc", "MME acc+", "GQA", "MMB circular", "Counting", "Vision", "Blind",
 )  # fmt: skip
-PARTS = (MME, GQA, MMB, COUNT, VISION)
+SUITES = (MME, GQA, MMB, COUNT, VISION)
 
 
 @dataclass(frozen=True)
-class Asked:
+class SuiteItem:
     """A question with its right answer. Questions of one ``group`` belong together."""
 
-    shown: Shown
+    question: SceneQuestion
     truth: str
     suite: str
     group: str
 
-
-def make(n: int, seed: int, world: World = SCENES) -> list[Asked]:
-    """About n items per suite: n questions in pairs for MME and vision, n for GQA and counting, n/2 choices."""
-    suites = ((_mme, n), (_gqa, n), (_mmb, max(1, n // 2)), (_counting, n), (_vision, n))
-    return [asked for suite, items in suites for asked in suite(items, seed, world)]
+    @classmethod
+    def of(cls, question: Question, suite: str, number: int) -> SuiteItem:
+        return cls(SceneQuestion(question.text, question.scene), question.verdict, suite, f"{suite} {number}")
 
 
 def _question(kind: str, want: str, rng: np.random.Generator, scene: Callable[[], Scene]) -> Question:
@@ -60,9 +59,9 @@ def _crowded(rng: np.random.Generator, world: World) -> Scene:
             return scene
 
 
-def _mme(n: int, seed: int, world: World) -> list[Asked]:
+def _mme(n: int, seed: int, world: World) -> list[SuiteItem]:
     rng = np.random.default_rng((seed, 301))
-    made: list[Asked] = []
+    made: list[SuiteItem] = []
     for k in range(max(1, n // 2)):
         kind = ("exist", "position", "compare")[k % 3]
         no = None
@@ -70,11 +69,11 @@ def _mme(n: int, seed: int, world: World) -> list[Asked]:
             yes = _question(kind, "yes", rng, lambda: held_scene(rng, world))
             tries = (ask.ask(kind, yes.scene, "no", rng) for _ in range(20))
             no = next((q for q in tries if q is not None), None)
-        made += [Asked(Shown(q.text, q.scene), q.verdict, MME, f"{MME} {k}") for q in (yes, no)]
+        made += [SuiteItem.of(q, MME, k) for q in (yes, no)]
     return made
 
 
-def _gqa(n: int, seed: int, world: World) -> list[Asked]:
+def _gqa(n: int, seed: int, world: World) -> list[SuiteItem]:
     rng = np.random.default_rng((seed, 302))
     kinds = ("colour", "shape", "position", "compare")
     made = []
@@ -82,15 +81,14 @@ def _gqa(n: int, seed: int, world: World) -> list[Asked]:
         kind, turn = kinds[k % len(kinds)], k // len(kinds)
         options = verdicts(kind, world)
         want = options[turn % len(options)]
-        q = _question(kind, want, rng, lambda: _crowded(rng, world))
-        made.append(Asked(Shown(q.text, q.scene), q.verdict, GQA, f"{GQA} {k}"))
+        made.append(SuiteItem.of(_question(kind, want, rng, lambda: _crowded(rng, world)), GQA, k))
     return made
 
 
-def _mmb(n: int, seed: int, world: World) -> list[Asked]:
+def _mmb(n: int, seed: int, world: World) -> list[SuiteItem]:
     """Which colour has the only object of a shape, or which shape the only object of a colour: four options each."""
     rng = np.random.default_rng((seed, 303))
-    made: list[Asked] = []
+    made: list[SuiteItem] = []
     for k in range(n):
         colours = k % 2 == 0
         kind = "colour" if colours else "shape"
@@ -109,22 +107,22 @@ def _mmb(n: int, seed: int, world: World) -> list[Asked]:
         for i in rng.permutation(len(options)):
             option, truth = options[i]
             noun = f"{option} {about.shape}" if colours else f"{about.colour} {option}"
-            made.append(Asked(Shown(f"is there a {noun}?", scene), truth, MMB, f"{MMB} {k}"))
+            made.append(SuiteItem(SceneQuestion(f"is there a {noun}?", scene), truth, MMB, f"{MMB} {k}"))
     return made
 
 
-def _counting(n: int, seed: int, world: World) -> list[Asked]:
+def _counting(n: int, seed: int, world: World) -> list[SuiteItem]:
     rng = np.random.default_rng((seed, 304))
     wants = [world.numbers[k % len(world.numbers)] for k in range(n)]
     made = [_question("count", want, rng, lambda: held_scene(rng, world)) for want in wants]
-    return [Asked(Shown(q.text, q.scene), q.verdict, COUNT, f"{COUNT} {k}") for k, q in enumerate(made)]
+    return [SuiteItem.of(q, COUNT, k) for k, q in enumerate(made)]
 
 
-def _vision(n: int, seed: int, world: World) -> list[Asked]:
+def _vision(n: int, seed: int, world: World) -> list[SuiteItem]:
     rng = np.random.default_rng((seed, 305))
     waiting: dict[tuple[str, str], dict[str, Question]] = {}
     pairs = sorted(sorted(pair) for pair in held_pairs(world))
-    made: list[Asked] = []
+    made: list[SuiteItem] = []
     for k in range(max(1, n // 2)):
         kind = QUESTION_KINDS[k % len(QUESTION_KINDS)]
         found: dict[str, Question] = {}
@@ -142,7 +140,7 @@ def _vision(n: int, seed: int, world: World) -> list[Asked]:
             found.setdefault(q.verdict, q)
         chosen = list(found.values())
         del waiting[kind, chosen[0].text]
-        made += [Asked(Shown(q.text, q.scene), q.verdict, VISION, f"{VISION} {k}") for q in chosen]
+        made += [SuiteItem.of(q, VISION, k) for q in chosen]
     return made
 
 
@@ -160,37 +158,40 @@ def read(text: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Und:
-    """The five suites and, at the end of `shown`, the vision-needed questions again about an empty board."""
+class QuestionSuite:
+    """The five suites and, at the end of `questions`, the vision-needed ones again about an empty scene."""
 
-    asked: tuple[Asked, ...]
+    items: tuple[SuiteItem, ...]
 
     @classmethod
-    def make(cls, n: int = 300, seed: int = 0, world: World = SCENES) -> Und:
-        return cls(tuple(make(n, seed, world)))
+    def make(cls, n: int = 300, seed: int = 0, world: World = SCENES) -> QuestionSuite:
+        """About n items per suite: n questions in pairs for MME and vision, n for GQA and counting, n/2 choices."""
+        suites = ((_mme, n), (_gqa, n), (_mmb, max(1, n // 2)), (_counting, n), (_vision, n))
+        return cls(tuple(item for suite, count in suites for item in suite(count, seed, world)))
 
     @property
-    def blind(self) -> list[Asked]:
-        return [a for a in self.asked if a.suite == VISION]
+    def blind(self) -> list[SuiteItem]:
+        return [item for item in self.items if item.suite == VISION]
 
     @property
-    def shown(self) -> list[Shown]:
-        return [a.shown for a in self.asked] + [Shown(a.shown.text, None) for a in self.blind]
+    def questions(self) -> list[SceneQuestion]:
+        blind = [SceneQuestion(item.question.text, None) for item in self.blind]
+        return [item.question for item in self.items] + blind
 
-    def sheet(self, said: Sequence[str]) -> Sheet:
-        """Marks from the answers' texts, in the order of `shown`; those about an empty board may be left out."""
-        if len(said) not in (len(self.asked), len(self.shown)):
-            raise ValueError(f"{len(said)} answers to {len(self.shown)} questions")
-        marks: dict[str, list[Mark]] = {c: [] for c in (MME, MME_PLUS, GQA, MMB, COUNT, VISION, BLIND)}
+    def score(self, answers: Sequence[str]) -> ScoreTable:
+        """Scores of the answers' texts, in the order of `questions`; those about an empty scene may be left out."""
+        if len(answers) not in (len(self.items), len(self.questions)):
+            raise ValueError(f"{len(answers)} answers to {len(self.questions)} questions")
+        columns: dict[str, list[ItemScore]] = {c: [] for c in (MME, MME_PLUS, GQA, MMB, COUNT, VISION, BLIND)}
         groups: dict[tuple[str, str], list[bool]] = {}
-        for item, text in zip(self.asked, said, strict=False):
-            ok = read(text) == item.truth
-            groups.setdefault((item.suite, item.group), []).append(ok)
+        for item, text in zip(self.items, answers, strict=False):
+            right = read(text) == item.truth
+            groups.setdefault((item.suite, item.group), []).append(right)
             if item.suite != MMB:
-                marks[item.suite].append(Mark(item.group, float(ok)))
-        for (suite, group), right in groups.items():
+                columns[item.suite].append(ItemScore(item.group, float(right)))
+        for (suite, group), each in groups.items():
             if suite in (MME, MMB):
-                marks[MME_PLUS if suite == MME else MMB].append(Mark(group, float(all(right))))
-        for item, text in zip(self.blind, said[len(self.asked) :], strict=False):
-            marks[BLIND].append(Mark(item.group, float(read(text) == item.truth)))
-        return Sheet({column: found for column, found in marks.items() if found}, PARTS)
+                columns[MME_PLUS if suite == MME else MMB].append(ItemScore(group, float(all(each))))
+        for item, text in zip(self.blind, answers[len(self.items) :], strict=False):
+            columns[BLIND].append(ItemScore(item.group, float(read(text) == item.truth)))
+        return ScoreTable({column: scores for column, scores in columns.items() if scores}, SUITES)

@@ -92,7 +92,7 @@ def ablation(lab: Lab) -> Ablation:
         for task, places in (("generation", drawn), ("understanding", asked))
         for p in places
     )
-    return Ablation(rows, _claims(drawn), lab.about(images=len(lab.dpg.texts), questions=len(lab.und.asked)))
+    return Ablation(rows, _claims(drawn), lab.about(images=len(lab.dpg.texts), questions=len(lab.und.items)))
 
 
 def _claims(drawn: list[Place]) -> tuple[Claim, ...]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flashu.evaluation.fidelity import Fidelity
-from flashu.evaluation.scores import Difference, Sheet
-from flashu.evaluation.work import readable
+from flashu.evaluation.scenes_items import drawn_world
+from flashu.evaluation.score_table import ScoreTable
+from flashu.evaluation.statistics import Difference
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.plan import Task
 from flashu.plan.recipe import Recipe
@@ -33,7 +34,7 @@ class Place:
     an answer of `LONG` tokens."""
 
     label: str
-    sheet: Sheet
+    sheet: ScoreTable
     change: Difference | None
     fidelity: Fidelity | None
     pace: Pace | None = None
@@ -66,7 +67,7 @@ class Place:
 
 def drawing(lab: Lab, suite: Suite, contenders: Sequence[Contender], *, timed: bool = True) -> list[Place]:
     """Contenders on a generation suite; the first is the baseline of differences, fidelity and speed-up."""
-    readable(lab.engine)
+    drawn_world(lab.engine)
     paces = _paces(lab, "generation", contenders) if timed else None
     places: list[Place] = []
     vanilla = None
@@ -74,7 +75,7 @@ def drawing(lab: Lab, suite: Suite, contenders: Sequence[Contender], *, timed: b
         drawn = lab.draw(contender.recipe, suite, steps=contender.steps, calibration=contender.calibration)
         vanilla = drawn if vanilla is None else vanilla
         fidelity = None if drawn is vanilla else lab.fidelity(drawn, vanilla)
-        places.append(_place(contender, suite.sheet([d.seen for d in drawn]), places, fidelity))
+        places.append(_place(contender, suite.score([d.objects for d in drawn]), places, fidelity))
     return _costed(lab, "generation", contenders, _timed(places, paces))
 
 
@@ -89,7 +90,7 @@ def answering(lab: Lab, contenders: Sequence[Contender], *, timed: bool = True, 
     return _costed(lab, "understanding", contenders, _timed(places, paces, long))
 
 
-def _place(contender: Contender, sheet: Sheet, before: list[Place], fidelity: Fidelity | None) -> Place:
+def _place(contender: Contender, sheet: ScoreTable, before: list[Place], fidelity: Fidelity | None) -> Place:
     return Place(contender.label, sheet, sheet.against(before[0].sheet) if before else None, fidelity)
 
 

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 import torch
 
 from flashu.bench.machine import conditions
-from flashu.evaluation import work
+from flashu.evaluation import scenes_items
 from flashu.evaluation.fidelity import Fidelity, fidelity, stacked
-from flashu.evaluation.scenes_dpg import DPG
-from flashu.evaluation.scenes_geneval import GenEval
-from flashu.evaluation.scenes_questions import Und
-from flashu.evaluation.score_ledger import Ledger
-from flashu.evaluation.scores import Sheet
+from flashu.evaluation.ledger import Ledger
+from flashu.evaluation.scenes_drawing import DPGSuite, GenEvalSuite
+from flashu.evaluation.scenes_questions import QuestionSuite
+from flashu.evaluation.score_table import ScoreTable
 from flashu.inference.calibrate import samples
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.engine import Engine
@@ -105,7 +104,7 @@ class Pace:
         return self.own.speedup(self.original)
 
 
-Suite = GenEval | DPG
+Suite = GenEvalSuite | DPGSuite
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,43 +139,47 @@ class Lab:
     # -- quality -----------------------------------------------------------------------------------------------
     @property
     def world(self) -> World:
-        return work.asked_about(self.engine)
+        return scenes_items.asked_world(self.engine)
 
     @cached_property
-    def geneval(self) -> GenEval:
-        return GenEval.make(self.size.prompts, self.size.images, self.seed, self.world)
+    def geneval(self) -> GenEvalSuite:
+        return GenEvalSuite.make(self.size.prompts, self.size.images, self.seed, self.world)
 
     @cached_property
-    def dpg(self) -> DPG:
-        return DPG.make(self.size.dense, self.size.images, self.seed, self.world)
+    def dpg(self) -> DPGSuite:
+        return DPGSuite.make(self.size.dense, self.size.images, self.seed, self.world)
 
     @cached_property
-    def und(self) -> Und:
-        return Und.make(self.size.questions, self.seed, self.world)
+    def und(self) -> QuestionSuite:
+        return QuestionSuite.make(self.size.questions, self.seed, self.world)
 
     def draw(
         self, recipe: Recipe, suite: Suite, *, steps: int | None = None, calibration: Calibration | None = None
-    ) -> list[work.Drawn]:
+    ) -> list[scenes_items.Drawing]:
         engine = self.engine_of(recipe, calibration)
         with self._bar(f"{recipe.name}: images", len(suite.texts)) as tick:
-            return work.draw(
-                engine, suite.texts, suite.seeds, batch=self.size.batch, steps=steps, ledger=self.ledger, tick=tick
+            return scenes_items.draw(
+                engine, suite.texts, suite.seeds, batch=self.size.batch, steps=steps, ledger=self.ledger, on_batch=tick
             )
 
     def score(
         self, recipe: Recipe, suite: Suite, *, steps: int | None = None, calibration: Calibration | None = None
-    ) -> Sheet:
+    ) -> ScoreTable:
         """Marks of what a recipe draws."""
-        return suite.sheet([d.seen for d in self.draw(recipe, suite, steps=steps, calibration=calibration)])
+        return suite.score([d.objects for d in self.draw(recipe, suite, steps=steps, calibration=calibration)])
 
-    def ask(self, recipe: Recipe, calibration: Calibration | None = None, *, blind: bool = False) -> Sheet:
+    def ask(self, recipe: Recipe, calibration: Calibration | None = None, *, blind: bool = False) -> ScoreTable:
         """Marks of what a recipe answers; ``blind``: also about an empty board."""
         engine = self.engine_of(recipe, calibration)
-        shown = self.und.shown if blind else self.und.shown[: len(self.und.asked)]
+        shown = self.und.questions if blind else self.und.questions[: len(self.und.items)]
         with self._bar(f"{recipe.name}: answers", len(shown)) as tick:
-            return self.und.sheet(work.answer(engine, shown, batch=self.size.batch, ledger=self.ledger, tick=tick))
+            return self.und.score(
+                scenes_items.answer(engine, shown, batch=self.size.batch, ledger=self.ledger, on_batch=tick)
+            )
 
-    def fidelity(self, drawn: Sequence[work.Drawn], vanilla: Sequence[work.Drawn]) -> Fidelity | None:
+    def fidelity(
+        self, drawn: Sequence[scenes_items.Drawing], vanilla: Sequence[scenes_items.Drawing]
+    ) -> Fidelity | None:
         """Of the first images; None where their latents were too large to keep."""
         mine, theirs = (stacked([d.latent for d in side[:COMPARED_IMAGES]]) for side in (drawn, vanilla))
         vae = self.engine.processor.vae

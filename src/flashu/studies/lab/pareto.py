@@ -170,7 +170,7 @@ def pareto(lab: Lab) -> Pareto:
             found |= {"beaten by": beaten_by(place, places), "original": base.over_original.seconds}
             rows.append(found | place.row("Overall"))
         claims += [_verdict(panel, places, ahead), *_equal_time(places)]
-    return Pareto(tuple(rows), tuple(claims), lab.about(images=len(lab.dpg.texts), questions=len(lab.und.asked)))
+    return Pareto(tuple(rows), tuple(claims), lab.about(images=len(lab.dpg.texts), questions=len(lab.und.items)))
 
 
 def frontier(places: Sequence[Place]) -> list[Place]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from flashu.errors import FlashUError
-from flashu.evaluation.scores import Sheet
-from flashu.evaluation.work import readable
+from flashu.evaluation.scenes_items import drawn_world
+from flashu.evaluation.score_table import ScoreTable
 from flashu.inference.engine import Engine
 from flashu.models.quantize import SCHEMES, quantize, weight_bytes
 from flashu.plan.recipe import exact
@@ -49,23 +49,23 @@ class Quantization(Result):
 
 def quantization(lab: Lab) -> Quantization:
     """GenEval and the five question suites, under the exact recipe."""
-    readable(lab.engine)
+    drawn_world(lab.engine)
     rows: list[Row] = []
     claims: list[Claim] = []
     refused: dict[str, str] = {}
     drawn = lab.draw(exact(), lab.geneval)
-    vanilla = {"generation": lab.geneval.sheet([d.seen for d in drawn]), "understanding": lab.ask(exact())}
+    vanilla = {"generation": lab.geneval.score([d.objects for d in drawn]), "understanding": lab.ask(exact())}
     rows += [_row(task, FULL, sheet, None, weight_bytes(lab.engine.model)) for task, sheet in vanilla.items()]
     for scheme, other in _narrowed(lab, refused):
         mine = other.draw(exact(), lab.geneval)
         alike = lab.fidelity(mine, drawn)
-        sheets = {"generation": lab.geneval.sheet([d.seen for d in mine]), "understanding": other.ask(exact())}
+        sheets = {"generation": lab.geneval.score([d.objects for d in mine]), "understanding": other.ask(exact())}
         for task, sheet in sheets.items():
             change = sheet.against(vanilla[task])
             row = _row(task, scheme, sheet, vanilla[task], weight_bytes(other.engine.model))
             rows.append(row | ({"PSNR dB": alike.psnr} if alike is not None and task == "generation" else {}))
             claims.append(Claim(f"{scheme} loses nothing at {task}", str(change), loss_within(change, LOSS)))
-    about = lab.about(images=len(lab.geneval.texts), questions=len(lab.und.asked), refused=refused)
+    about = lab.about(images=len(lab.geneval.texts), questions=len(lab.und.items), refused=refused)
     return Quantization(tuple(sorted(rows, key=lambda row: row["task"])), tuple(claims), about)
 
 
@@ -83,7 +83,7 @@ def _narrowed(lab: Lab, refused: dict[str, str]) -> Iterator[tuple[str, Lab]]:
         raise FlashUError(next(iter(refused.values())))
 
 
-def _row(task: str, label: str, sheet: Sheet, vanilla: Sheet | None, size: int) -> Row:
+def _row(task: str, label: str, sheet: ScoreTable, vanilla: ScoreTable | None, size: int) -> Row:
     overall = sheet.overall
     cells = {"task": task, "method": label} | scored("Overall", overall) | {"n": overall.n}
     change = None if vanilla is None else sheet.against(vanilla)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from flashu.errors import FlashUError
-from flashu.evaluation.scores import Difference, Score
+from flashu.evaluation.statistics import Difference, Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from flashu.evaluation.scores import pooled
+from flashu.evaluation.score_table import pooled
 from flashu.inference.calibrate.attention import spearman
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.calibrate.importance import FFNNorms
@@ -155,7 +155,7 @@ def specialization(lab: Lab) -> Specialization:
         vanilla=vanilla,
         samples=lab.size.samples,
         images=len(lab.dpg.texts),
-        questions=len(lab.und.asked),
+        questions=len(lab.und.items),
         **({} if lab.size.mask_steps is None else {"steps": lab.size.mask_steps}),
         rank_correlation=[spearman(g, u) for g, u in zip(generation, understanding, strict=True)],
     )

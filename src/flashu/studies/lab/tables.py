@@ -96,7 +96,7 @@ def table1(lab: Lab) -> Table1:
             _yes(seen.low > blind.high),
         ),
     )
-    return Table1(tuple(p.row() for p in places), claims, lab.about(questions=len(lab.und.asked)))
+    return Table1(tuple(p.row() for p in places), claims, lab.about(questions=len(lab.und.items)))
 
 
 def table2(lab: Lab) -> Table2:
@@ -108,7 +108,7 @@ def table2(lab: Lab) -> Table2:
 def table3(lab: Lab) -> Table3:
     """Dense prompts, fact by fact."""
     places, claims = _generation(lab, lab.dpg, "1.85x on DPG-Bench (1.5B)", 1.85, "overall 85.0 -> 84.1", -0.009)
-    rows = tuple(p.row(*(c for c in p.sheet.marks if c != "Facts")) for p in places)
+    rows = tuple(p.row(*(c for c in p.sheet.columns if c != "Facts")) for p in places)
     return Table3(rows, claims, lab.about(images=len(lab.dpg.texts)))
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from flashu.evaluation.scores import Difference, pooled
+from flashu.evaluation.score_table import pooled
+from flashu.evaluation.statistics import Difference
 from flashu.inference.calibrate.attention import spearman
 from flashu.plan import Score, Side
 from flashu.plan.methods import TokenPrune
@@ -108,7 +109,7 @@ def vnorm(lab: Lab) -> VNorm:
     found = dict(zip(labels, places[1:], strict=True))
     rows += [{"part": "pruning", "ratio": ratio} | p.row("Vision", "GQA") for (_, ratio), p in found.items()]
     points = [torch.cat(column) for column in zip(*received.pairs[LAYER - 1], strict=True)]
-    about = lab.about(vanilla=places[0].sheet.overall.value, samples=lab.size.samples, questions=len(lab.und.asked))
+    about = lab.about(vanilla=places[0].sheet.overall.value, samples=lab.size.samples, questions=len(lab.und.items))
     return VNorm(tuple(rows), _claims(rows, found), about, (points[0], points[1]))
 
 

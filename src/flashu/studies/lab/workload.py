@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from flashu.evaluation.work import asked_about
+from flashu.evaluation.scenes_items import asked_world
 from flashu.inference import requests
 from flashu.inference.calibrate import samples
 from flashu.inference.engine import Engine
@@ -41,7 +41,7 @@ def watch(engine: Engine, task: Task, n: int, observer: Observer, at: Callable[[
     """The full model draws n prompts at once, or answers n questions one by one, under ``observer``; ``at`` is told
     the number of each forward before it."""
     model, processor, defaults = engine.model, engine.processor, engine.processor.defaults
-    world = asked_about(engine)
+    world = asked_world(engine)
     runner = Runner(model, observer=observer)
     if task == "understanding":
         for image, question in questions(n, world):

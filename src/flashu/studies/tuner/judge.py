@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from flashu.evaluation import work
-from flashu.evaluation.scenes_dpg import DPG
-from flashu.evaluation.scenes_geneval import GenEval
-from flashu.evaluation.scenes_questions import PARTS, Und
-from flashu.evaluation.score_ledger import Ledger
-from flashu.evaluation.scores import Mark, Sheet
+from flashu.evaluation import scenes_items
+from flashu.evaluation.ledger import Ledger
+from flashu.evaluation.scenes_drawing import DPGSuite, GenEvalSuite
+from flashu.evaluation.scenes_questions import SUITES, QuestionSuite
+from flashu.evaluation.score_table import ScoreTable
+from flashu.evaluation.statistics import ItemScore
 from flashu.inference.engine import Engine
 from flashu.plan import Task
 from flashu.plan.recipe import Recipe
@@ -25,7 +25,7 @@ APART = 10_000
 class Judge(Protocol):
     """Scores a recipe on one round; all recipes meet the same items there."""
 
-    def sheet(self, recipe: Recipe, number: int) -> Sheet: ...
+    def sheet(self, recipe: Recipe, number: int) -> ScoreTable: ...
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class Drawings:
     seed: int = 0
     ledger: Ledger = field(default_factory=Ledger)
 
-    def sheet(self, recipe: Recipe, number: int) -> Sheet:
+    def sheet(self, recipe: Recipe, number: int) -> ScoreTable:
         seed = self.seed + APART * (number + 1)
         each = max(1, self.items // (2 * len(CATEGORIES)))
         engine = self.engine_of(recipe)
-        world = work.readable(engine)
-        short = GenEval.make(each, 1, seed, world)
-        dense = DPG.make(max(1, self.items - len(short.texts)), 1, seed, world)
+        world = scenes_items.drawn_world(engine)
+        short = GenEvalSuite.make(each, 1, seed, world)
+        dense = DPGSuite.make(max(1, self.items - len(short.texts)), 1, seed, world)
         texts, seeds = [*short.texts, *dense.texts], [*short.seeds, *dense.seeds]
-        drawn = work.draw(engine, texts, seeds, batch=len(texts), ledger=self.ledger)
-        seen = [d.seen for d in drawn]
-        first, second = short.sheet(seen[: len(short.texts)]), dense.sheet(seen[len(short.texts) :])
-        categories = [mark for part in first.parts for mark in first.marks[part]]
-        return Sheet({GENEVAL: categories, DENSE: second.marks["Facts"]}, (GENEVAL, DENSE))
+        drawn = scenes_items.draw(engine, texts, seeds, batch=len(texts), ledger=self.ledger)
+        seen = [d.objects for d in drawn]
+        first, second = short.score(seen[: len(short.texts)]), dense.score(seen[len(short.texts) :])
+        categories = [mark for part in first.mean_of for mark in first.columns[part]]
+        return ScoreTable({GENEVAL: categories, DENSE: second.columns["Facts"]}, (GENEVAL, DENSE))
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,17 @@ class Answers:
     seed: int = 0
     ledger: Ledger = field(default_factory=Ledger)
 
-    def sheet(self, recipe: Recipe, number: int) -> Sheet:
+    def sheet(self, recipe: Recipe, number: int) -> ScoreTable:
         each = max(2, self.items // 6)  # a multiple-choice item takes four questions, and there are half as many
         engine = self.engine_of(recipe)
-        suite = Und.make(each, self.seed + APART * (number + 1), work.asked_about(engine))
-        asked = [a.shown for a in suite.asked]
-        said = work.answer(engine, asked, batch=len(asked), ledger=self.ledger)
-        found = suite.sheet([*said, *[""] * len(suite.blind)])
+        suite = QuestionSuite.make(each, self.seed + APART * (number + 1), scenes_items.asked_world(engine))
+        asked = [a.question for a in suite.items]
+        said = scenes_items.answer(engine, asked, batch=len(asked), ledger=self.ledger)
+        found = suite.score([*said, *[""] * len(suite.blind)])
         # Groups are numbered anew in every round.
-        return Sheet({p: [Mark((number, m.cluster), m.value) for m in found.marks[p]] for p in PARTS}, PARTS)
+        return ScoreTable(
+            {p: [ItemScore((number, m.cluster), m.value) for m in found.columns[p]] for p in SUITES}, SUITES
+        )
 
 
 def judge_of(
@@ -78,7 +80,7 @@ def judge_of(
     return (Drawings if task == "generation" else Answers)(engine_of, items, seed, ledger)
 
 
-def merged(sheets: Sequence[Sheet]) -> Sheet:
+def merged(sheets: Sequence[ScoreTable]) -> ScoreTable:
     """Several rounds as one."""
-    parts = sheets[0].parts
-    return Sheet({part: [mark for sheet in sheets for mark in sheet.marks[part]] for part in parts}, parts)
+    parts = sheets[0].mean_of
+    return ScoreTable({part: [mark for sheet in sheets for mark in sheet.columns[part]] for part in parts}, parts)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashu.errors import FlashUError, RecipeError
-from flashu.evaluation.scores import Difference, Score, Sheet
+from flashu.evaluation.score_table import ScoreTable
+from flashu.evaluation.statistics import Difference, Score
 from flashu.plan import Task
 from flashu.plan.recipe import Recipe, exact
 from flashu.studies.tuner.budget import Budget
@@ -49,7 +50,7 @@ class Search:
     rounds: int = 3
     seed: int = 0
     name: str = "flashu"
-    vanilla: dict[int, Sheet] = field(default_factory=dict)
+    vanilla: dict[int, ScoreTable] = field(default_factory=dict)
 
     def study(self, path: Path | None) -> Study:
         """The study at ``path``, new or as it was left; None keeps it in memory."""
@@ -91,7 +92,7 @@ class Search:
         """A recipe round by round, until its score is surely below the budget: when even the upper end of its paired
         difference to vanilla is."""
         cost = self.cost(recipe)
-        sheets: list[Sheet] = []
+        sheets: list[ScoreTable] = []
         while True:
             sheets.append(self.judge.sheet(recipe, rounds[len(sheets)]))
             done = rounds[: len(sheets)]
@@ -102,7 +103,7 @@ class Search:
             if last or hopeless:
                 return Tried(recipe, whole.overall, change, cost, len(sheets), hopeless)
 
-    def base(self, rounds: Sequence[int]) -> Sheet:
+    def base(self, rounds: Sequence[int]) -> ScoreTable:
         """Vanilla's work in these rounds."""
         for number in rounds:
             if number not in self.vanilla:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from flashu.bench.machine import installed
-from flashu.evaluation.score_ledger import Ledger
+from flashu.evaluation.ledger import Ledger
 from flashu.inference.engine import Engine
 from flashu.models.weights import checkpoint_hash
 from flashu.plan import Task
@@ -65,7 +65,10 @@ class Tuner:
 
     def tune(self, trials: int, finalists: int, repeats: int, path: Path | None) -> Found:
         """``path``: the study's file; finished work is kept beside it."""
-        ledger = Ledger(None if path is None else path.with_suffix(".ledger.jsonl"))
+        with Ledger(None if path is None else path.with_suffix(".ledger.jsonl")) as ledger:
+            return self._tune(ledger, trials, finalists, repeats, path)
+
+    def _tune(self, ledger: Ledger, trials: int, finalists: int, repeats: int, path: Path | None) -> Found:
         lab = Lab(self.engine, replace(REDUCED, repeats=repeats), ledger, self.bars, self.model, self.seed)
         search = self.search(lab)
         study = search.study(path)

@@ -1,4 +1,4 @@
-"""An embedded model's own score table: `python -m flashu.evaluation.board --model scenes`.
+"""An embedded model's own score table: `python -m flashu.evaluation.scenes_report --model scenes`.
 
 Held-out prompts in six categories, drawn by the exact recipe and read by the exact detector; held-out questions in six
 kinds, balanced, with the blind prior beside them.
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
+from flashu.evaluation.files import atomic_write
+from flashu.evaluation.scenes_items import SceneQuestion, answer, asked_world, draw, drawn_world
 from flashu.evaluation.statistics import Rate, wilson
-from flashu.evaluation.work import Shown, answer, asked_about, draw, readable
 from flashu.inference.engine import Engine
 from flashu.models.registry import open_model
 from flashu.models.weights import checkpoint_hash
@@ -29,25 +30,23 @@ Line = tuple[str, Rate, str]
 
 def generation(engine: Engine, n: int, seed: int) -> list[Line]:
     """``n`` prompts of each category, one image each."""
-    world = readable(engine)
     lines = []
     for category in CATEGORIES:
-        prompts = benchmark.prompts(category, n, seed, world=world)
-        drawn = draw(engine, [p.text for p in prompts], [seed + k for k in range(n)])
-        right = sum(judge(p, d.seen) for p, d in zip(prompts, drawn, strict=True))
+        prompts = benchmark.prompts(category, n, seed, world=drawn_world(engine))
+        drawings = draw(engine, [p.text for p in prompts], [seed + k for k in range(n)])
+        right = sum(judge(p, d.objects) for p, d in zip(prompts, drawings, strict=True))
         lines.append((category, wilson(right, n), ""))
     return lines
 
 
 def understanding(engine: Engine, n: int, seed: int) -> list[Line]:
     """``n`` questions of each kind, each about a scene of its own."""
-    world = asked_about(engine)
     lines = []
     for kind in QUESTION_KINDS:
-        asked = benchmark.questions(kind, n, seed, world=world)
-        said = answer(engine, [Shown(q.text, q.scene) for q in asked])
-        right = sum(verdict(text) == q.verdict for text, q in zip(said, asked, strict=True))
-        lines.append((kind, wilson(right, n), f"{blind_prior(asked):.2f}"))
+        questions = benchmark.questions(kind, n, seed, world=asked_world(engine))
+        answers = answer(engine, [SceneQuestion(q.text, q.scene) for q in questions])
+        right = sum(verdict(text) == q.verdict for text, q in zip(answers, questions, strict=True))
+        lines.append((kind, wilson(right, n), f"{blind_prior(questions):.2f}"))
     return lines
 
 
@@ -70,8 +69,8 @@ def main() -> None:
     options = parser.parse_args()
     engine = Engine(*open_model(options.model))
     defaults = engine.processor.defaults
-    command = f"python -m flashu.evaluation.board --model {options.model} -n {options.n} --seed {options.seed}"
-    text = [
+    command = f"python -m flashu.evaluation.scenes_report --model {options.model} -n {options.n} --seed {options.seed}"
+    lines = [
         f"# Scores of {options.model}",
         "",
         f"Written by `{command}`: weights {checkpoint_hash(engine.model)}, {defaults.steps} forwards, guidance "
@@ -81,8 +80,9 @@ def main() -> None:
         *table("Drawing", generation(engine, options.n, options.seed), options.n),
         *table("Answering", understanding(engine, options.n, options.seed), options.n),
     ]
-    (options.output or Path("docs", f"{options.model}-scores.md")).write_text("\n".join(text))
-    sys.stdout.write("\n".join(text))
+    text = "\n".join(lines)
+    atomic_write(options.output or Path("docs", f"{options.model}-scores.md"), text)
+    sys.stdout.write(text)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +13,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.conftest import Pixels
-from tests.unit import showo2_tiny
 
 import flashu
-from flashu.evaluation import scenes_task
+from flashu.evaluation import lmms_task
 from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import Text
+from tests.conftest import Pixels
+from tests.unit import showo2_tiny
 
 OFFICIAL = ["mme", "gqa", "mmbench_en_dev", "mmmu_val", "mmstar", "ai2d"]
 RAISE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
@@ -30,30 +32,42 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_task_has_right_answers(tmp_path: Path) -> None:
     """The embedded model is known to answer held-out questions rightly; silence is always wrong."""
-    scenes_task.write_task(tmp_path, count=1)
+    lmms_task.write_task(tmp_path, count=1)
     docs = entries(tmp_path)
     assert len(docs) == 6
     engine = flashu.load("scenes")
-    said = engine.answer([scenes_task.pictures(doc)[0] for doc in docs], [scenes_task.words(doc) for doc in docs])
-    marks = [scenes_task.marks(doc, [answer.text]) for doc, answer in zip(docs, said, strict=True)]
-    assert sum(mark["accuracy"] for mark in marks) >= 5
-    assert all(mark.keys() == {"accuracy", doc["kind"]} for mark, doc in zip(marks, docs, strict=True))
-    assert not any(scenes_task.marks(doc, [""])["accuracy"] for doc in docs)
+    said = engine.answer([lmms_task.pictures(doc)[0] for doc in docs], [lmms_task.question(doc) for doc in docs])
+    scores = [lmms_task.scores(doc, [answer.text]) for doc, answer in zip(docs, said, strict=True)]
+    assert sum(score["accuracy"] for score in scores) >= 5
+    assert all(score.keys() == {"accuracy", doc["kind"]} for score, doc in zip(scores, docs, strict=True))
+    assert not any(lmms_task.scores(doc, [""])["accuracy"] for doc in docs)
     with pytest.raises(flashu.FlashUError, match="at least one"):
-        scenes_task.write_task(tmp_path, count=0)
+        lmms_task.write_task(tmp_path, count=0)
+
+
+def test_the_task_names_functions_that_are_there(tmp_path: Path) -> None:
+    file = lmms_task.write_task(tmp_path / 'a "folder"', count=1)
+    lines = dict(line.split(": ", 1) for line in file.read_text().splitlines() if ": " in line and line[0] != " ")
+    named = {key: value.removeprefix("!function ") for key, value in lines.items() if value.startswith("!function ")}
+    assert set(named) == {"doc_to_visual", "doc_to_text", "process_results"}
+    for name in named.values():
+        module, _, function = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), function))
+    [data] = re.findall(r"data_files: {test: (.*)}}", lines["dataset_kwargs"])
+    assert Path(json.loads(data)).is_file()
 
 
 def harness(folder: Path, preset: str, *launcher: str) -> tuple[str, dict[str, float]]:
     """What lmms-eval prints for the task in ``folder``, and the values it writes."""
     out = folder / preset
     settings = ["--model", "flashu", "--model_args", f"pretrained=scenes,preset={preset}", "--batch_size", "1"]
-    task = ["--include_path", str(folder), "--tasks", scenes_task.TASK, "--output_path", str(out)]
+    task = ["--include_path", str(folder), "--tasks", lmms_task.TASK, "--output_path", str(out)]
     command = [*(launcher or (sys.executable, "-m")), "lmms_eval", *settings, *task]
     env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     [written] = out.rglob("*_results.json")
-    values = json.loads(written.read_text())["results"][scenes_task.TASK]
+    values = json.loads(written.read_text())["results"][lmms_task.TASK]
     return done.stdout, {name.removesuffix(",none"): v for name, v in values.items() if isinstance(v, float | int)}
 
 
@@ -61,16 +75,16 @@ def harness(folder: Path, preset: str, *launcher: str) -> tuple[str, dict[str, f
 def test_the_harness_prints_its_table(tmp_path: Path) -> None:
     """In one process and in two; a lossy preset scores as its own answers do."""
     pytest.importorskip("lmms_eval.models.registry_v2")
-    scenes_task.write_task(tmp_path, count=4)
+    lmms_task.write_task(tmp_path, count=4)
     printed, exact = harness(tmp_path, "exact")
-    assert f"|{scenes_task.TASK}|" in printed
+    assert f"|{lmms_task.TASK}|" in printed
     assert exact["accuracy"] >= 0.9
     _, paper = harness(tmp_path, "paper", *RAISE)
     docs = entries(tmp_path)
     engine = flashu.load("scenes", "paper")
     # One by one, since a batch skips the same layers for all its rows.
-    said = [engine.answer(scenes_task.pictures(d)[0], scenes_task.words(d), max_new_tokens=32).text for d in docs]
-    right = [scenes_task.marks(doc, [text])["accuracy"] for doc, text in zip(docs, said, strict=True)]
+    said = [engine.answer(lmms_task.pictures(d)[0], lmms_task.question(d), max_new_tokens=32).text for d in docs]
+    right = [lmms_task.scores(doc, [text])["accuracy"] for doc, text in zip(docs, said, strict=True)]
     assert paper["accuracy"] == pytest.approx(sum(right) / len(right))
     assert paper["accuracy"] < exact["accuracy"]
 

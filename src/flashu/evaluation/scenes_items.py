@@ -1,4 +1,4 @@
-"""Drawing and answering many items with one engine: in batches, kept in a ledger."""
+"""Drawing and answering many items of a scenes world with one engine: in batches, kept in a ledger."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from flashu.errors import FlashUError
-from flashu.evaluation.score_ledger import Ledger, key_of
+from flashu.evaluation.ledger import Ledger, key_of
 from flashu.inference.engine import Engine
 from flashu.models.weights import checkpoint_hash
 from flashu.plan import Task
@@ -24,20 +25,21 @@ from flashu.scenes.world import SCENES, WORLDS, Scene, World, render, world_of
 KEPT_NUMBERS = 4096
 """Latents of at most this many numbers are kept in the ledger, so that fidelity needs no second drawing."""
 
-Tick = Callable[[int], None]
+OnBatch = Callable[[int], None]
+"""Called with the number of items of each finished batch."""
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
-    """What was seen in one image, and its latents [c, h, w] in half precision where they are small."""
+class Drawing:
+    """The objects detected in one image, and its latents [c, h, w] in half precision where they are small."""
 
-    seen: tuple[Detected, ...]
+    objects: tuple[Detected, ...]
     latent: Tensor | None
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A question and the scene it is about; ``scene`` None is an empty board."""
+class SceneQuestion:
+    """A question and the scene it is about; ``scene`` None is an empty one."""
 
     text: str
     scene: Scene | None
@@ -51,58 +53,45 @@ def draw(
     batch: int = 32,
     steps: int | None = None,
     ledger: Ledger | None = None,
-    tick: Tick | None = None,
-) -> list[Drawn]:
-    """Draw and look. Items are drawn in fixed batches, because a layer-skipping list is the batch's."""
-    world = readable(engine)
+    on_batch: OnBatch = lambda count: None,
+) -> list[Drawing]:
+    """Draw the prompts and detect what the images show. Batches are fixed, because a layer-skipping list is one
+    batch's."""
+    drawn_world(engine)  # its images can be scored
     ledger = ledger or Ledger()
     engine.prepare("generation", texts[0])
     identity = fingerprint(engine, "generation")
-    found: list[Drawn] = []
+    found: list[Drawing] = []
     for at in range(0, len(texts), batch):
         part, own = list(texts[at : at + batch]), list(seeds[at : at + batch])
         key = key_of("draw", identity, part, own, steps or engine.processor.defaults.steps)
-        value = ledger.recall(key)
-        if value is None:
-            made = engine.generate(part, seed=own, steps=steps)
-            value = [_drawn_json(*pair) for pair in zip(detect(made.images, world), made.latents, strict=True)]
-            ledger.record(key, value)
-        found += [_drawn(entry) for entry in value]
-        if tick is not None:
-            tick(len(part))
+        found += map(_from_json, ledger.get_or_add(key, partial(_draw_batch, engine, part, own, steps)))
+        on_batch(len(part))
     return found
 
 
 def answer(
     engine: Engine,
-    asked: Sequence[Shown],
+    questions: Sequence[SceneQuestion],
     *,
     batch: int = 64,
     ledger: Ledger | None = None,
-    tick: Tick | None = None,
+    on_batch: OnBatch = lambda count: None,
 ) -> list[str]:
     """The answers' texts."""
     ledger = ledger or Ledger()
     engine.prepare("understanding")
     identity = fingerprint(engine, "understanding")
-    said: list[str] = []
-    for at in range(0, len(asked), batch):
-        part = asked[at : at + batch]
-        content = [[s.text, None if s.scene is None else [astuple(o) for o in s.scene.objects]] for s in part]
-        key = key_of("answer", identity, content)
-        value = ledger.recall(key)
-        if value is None:
-            scenes = [s.scene or Scene((), asked_about(engine)) for s in part]
-            pictures = [Image.fromarray(pixels) for pixels in render(scenes)]
-            value = [a.text for a in engine.answer(pictures, [s.text for s in part])]
-            ledger.record(key, value)
-        said += value
-        if tick is not None:
-            tick(len(part))
-    return said
+    found: list[str] = []
+    for at in range(0, len(questions), batch):
+        part = questions[at : at + batch]
+        about = [[q.text, None if q.scene is None else [astuple(o) for o in q.scene.objects]] for q in part]
+        found += ledger.get_or_add(key_of("answer", identity, about), partial(_answer_batch, engine, part))
+        on_batch(len(part))
+    return found
 
 
-def readable(engine: Engine) -> World:
+def drawn_world(engine: Engine) -> World:
     """The world whose pictures this model draws; the exact detector reads no others."""
     defaults = engine.processor.defaults
     world = world_of(defaults.height, defaults.width)
@@ -115,42 +104,50 @@ def readable(engine: Engine) -> World:
     return world
 
 
-def asked_about(engine: Engine) -> World:
+def asked_world(engine: Engine) -> World:
     """The world this model is asked about: its own, and the small one where it draws other pictures."""
     return world_of(engine.processor.defaults.height, engine.processor.defaults.width) or SCENES
 
 
 def fingerprint(engine: Engine, task: Task) -> dict[str, Any]:
     """What the results of a prepared engine depend on, for one task: weights, methods, kept neurons."""
-    recipe = engine.recipe
-    known = engine.calibration
+    recipe, calibration = engine.recipe, engine.calibration
     masks = {}
     for prune in recipe.ffn_prunes():
         if prune.task == task:
-            assert known is not None
-            scores = known.scores[prune.mask].numpy()
+            assert calibration is not None
+            scores = calibration.scores[prune.mask].numpy()
             masks[prune.mask] = hashlib.sha256(np.ascontiguousarray(scores).tobytes()).hexdigest()[:16]
-    told = recipe.to_dict()
-    told["methods"] = [m.to_dict() for m in recipe.of(task)]
-    del told["name"]
+    methods = recipe.to_dict() | {"methods": [method.to_dict() for method in recipe.of(task)]}
+    del methods["name"]
+    about = {"model": checkpoint_hash(engine.model), "dtype": str(engine.model.dtype), "recipe": methods}
     scheme = engine.model.quantization
-    narrow = {} if scheme is None else {"quantization": scheme}
-    about = {"model": checkpoint_hash(engine.model), "dtype": str(engine.model.dtype), **narrow}
-    return about | {"recipe": told, "masks": masks}
+    return about | {"masks": masks} | ({} if scheme is None else {"quantization": scheme})
 
 
-def _drawn_json(seen: Sequence[Detected], latent: Tensor) -> dict[str, Any]:
+def _draw_batch(engine: Engine, texts: list[str], seeds: list[int], steps: int | None) -> list[dict[str, Any]]:
+    made = engine.generate(texts, seed=seeds, steps=steps)
+    return [_to_json(*pair) for pair in zip(detect(made.images, drawn_world(engine)), made.latents, strict=True)]
+
+
+def _answer_batch(engine: Engine, questions: Sequence[SceneQuestion]) -> list[str]:
+    pixels = render([q.scene or Scene((), asked_world(engine)) for q in questions])
+    answers = engine.answer([Image.fromarray(image) for image in pixels], [q.text for q in questions])
+    return [given.text for given in answers]
+
+
+def _to_json(objects: Sequence[Detected], latent: Tensor) -> dict[str, Any]:
     kept = None
     if latent.numel() <= KEPT_NUMBERS:
         half = latent.detach().cpu().half().numpy()
         kept = [list(half.shape), base64.b64encode(half.tobytes()).decode()]
-    return {"seen": [[o.shape, o.colour, o.row, o.column, *o.centre] for o in seen], "latent": kept}
+    return {"objects": [[o.shape, o.colour, o.row, o.column, *o.centre] for o in objects], "latent": kept}
 
 
-def _drawn(entry: dict[str, Any]) -> Drawn:
-    seen = tuple(Detected(s, c, row, column, (x, y)) for s, c, row, column, x, y in entry["seen"])
+def _from_json(entry: dict[str, Any]) -> Drawing:
+    objects = tuple(Detected(s, c, row, column, (x, y)) for s, c, row, column, x, y in entry["objects"])
     if entry["latent"] is None:
-        return Drawn(seen, None)
+        return Drawing(objects, None)
     shape, text = entry["latent"]
     numbers = np.frombuffer(base64.b64decode(text), dtype=np.float16).astype(np.float32)
-    return Drawn(seen, torch.from_numpy(numbers).reshape(shape))
+    return Drawing(objects, torch.from_numpy(numbers).reshape(shape))

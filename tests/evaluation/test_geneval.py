@@ -16,17 +16,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import flashu
-from flashu.evaluation.geneval_rules import MOST, Found, faults, relations
-from flashu.evaluation.geneval_score import GREY, Colourist, Detector, score
+from flashu.evaluation.geneval import MOST, Detection, faults, relations, score
+from flashu.evaluation.geneval_networks import COLOURS, GREY, ColourClassifier, Detector
 
 Box = tuple[float, float, float, float]
 
 
-def found(name: str, x: float = 0, y: float = 0, score: float = 0.95, size: float = 10) -> Found:
-    return Found(name, score, (x, y, x + size, y + size))
+def found(name: str, x: float = 0, y: float = 0, score: float = 0.95, size: float = 10) -> Detection:
+    return Detection(name, score, (x, y, x + size, y + size))
 
 
-def right(about: dict[str, Any], *seen: Found, colours: dict[str, str] | None = None) -> bool:
+def right(about: dict[str, Any], *seen: Detection, colours: dict[str, str] | None = None) -> bool:
     return not faults(about, seen, lambda one: (colours or {})[one.name])
 
 
@@ -96,17 +96,17 @@ def test_sides_of_boxes() -> None:
 
 coordinates = st.integers(0, 500).map(float)
 boxes = st.tuples(coordinates, coordinates, st.integers(1, 200), st.integers(1, 200)).map(
-    lambda b: Found("thing", 1.0, (b[0], b[1], b[0] + b[2], b[1] + b[3]))
+    lambda b: Detection("thing", 1.0, (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 )
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 @given(boxes, boxes, st.integers(-300, 300))
-def test_sides_are_mutual_and_move_along(a: Found, b: Found, shift: int) -> None:
+def test_sides_are_mutual_and_move_along(a: Detection, b: Detection, shift: int) -> None:
     sides = relations(a, b)
     assert {OPPOSITE[side] for side in sides} == relations(b, a)
     assert not any(OPPOSITE[side] in sides for side in sides)
-    moved = [Found(f.name, f.score, tuple(edge + shift for edge in f.box)) for f in (a, b)]  # type: ignore[arg-type]
+    moved = [Detection(f.name, f.score, tuple(edge + shift for edge in f.box)) for f in (a, b)]  # type: ignore[arg-type]
     assert relations(*moved) == sides
 
 
@@ -122,6 +122,7 @@ def folder_of(root: Path, *entries: dict[str, Any], images: int = 4) -> Path:
 
 
 DOG = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
+NAMES = ("a detector", "a CLIP")
 CATS = {"tag": "counting", "include": [{"class": "cat", "count": 2}], "prompt": "a photo of two cats"}
 
 
@@ -130,7 +131,7 @@ class Known:
 
     names = frozenset({"dog", "cat"})
 
-    def __call__(self, image: Image.Image, sure: float) -> list[Found]:
+    def __call__(self, image: Image.Image, sure: float) -> list[Detection]:
         prompt, sample, _ = image.getpixel((0, 0))  # type: ignore[misc]
         assert sure == (0.9 if prompt else 0.3)
         return [found("dog")] if prompt == 0 else [found("cat", 10 * n) for n in range(sample + 1)]
@@ -138,20 +139,22 @@ class Known:
 
 def test_a_folder_is_scored_by_category(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, DOG, CATS)
-    result = score(folder, Known(), lambda image, one: "red")
-    assert (result.categories["single_object"].right, result.categories["counting"].right) == (4, 3)
+    result = score(folder, Known(), lambda image, one: "red", networks=NAMES)
+    assert (result.categories["single_object"].hits, result.categories["counting"].hits) == (4, 3)
     assert result.overall == pytest.approx((1 + 3 / 4) / 2)
-    assert "not the official" in result.scorer
+    written = result.to_dict()
+    assert written["categories"]["counting"].keys() == {"images", "right", "score", "low", "high"}
+    assert (written["detector"], written["clip"]) == NAMES
     assert result.images[4] == {"file": "00001/samples/0000.png", "tag": "counting", "faults": ["1 cat, 2 wanted"]}
     assert 0 < result.categories["counting"].low < 0.75 < result.categories["counting"].high < 1
     strange = DOG | {"include": [{"class": "unicorn", "count": 1}]}
     with pytest.raises(flashu.FlashUError, match="knows no unicorn"):
-        score(folder_of(tmp_path / "strange", strange), Known(), lambda image, one: "red")
+        score(folder_of(tmp_path / "strange", strange), Known(), lambda image, one: "red", networks=NAMES)
     (tmp_path / "empty").mkdir()
     with pytest.raises(flashu.FlashUError, match="flashu eval geneval"):
-        score(tmp_path / "empty", Known(), lambda image, one: "red")
+        score(tmp_path / "empty", Known(), lambda image, one: "red", networks=NAMES)
     with pytest.raises(flashu.FlashUError, match="GenEval's own file"):
-        score(folder_of(tmp_path / "plain", {"prompt": "a dog"}), Known(), lambda image, one: "red")
+        score(folder_of(tmp_path / "plain", {"prompt": "a dog"}), Known(), lambda image, one: "red", networks=NAMES)
 
 
 # -- transformers' classes, tiny -----------------------------------------------------------------------------------
@@ -232,17 +235,15 @@ def test_the_detector_finds_boxes_around_masks(detector: Path) -> None:
 
 def test_a_colour_is_that_of_the_object_alone(clip: Path) -> None:
     """What lies outside of its mask does not count, and the answer is the nearest of the ten words to CLIP itself."""
-    colour = Colourist(str(clip))
+    colour = ColourClassifier(str(clip))
     noise = np.random.default_rng(1).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     mask = np.zeros((40, 40), bool)
     mask[8:24, 4:30] = True
-    one = Found("person", 0.9, (4, 8, 30, 24), mask)
+    one = Detection("person", 0.9, (4, 8, 30, 24), mask)
     other = np.where(mask[..., None], noise, 7).astype(np.uint8)
     assert colour(Image.fromarray(noise), one) == colour(Image.fromarray(other), one)
     model, processor = transformers.CLIPModel.from_pretrained(clip), transformers.CLIPProcessor.from_pretrained(clip)
     crop = np.where(mask[..., None], noise, np.array(GREY)).astype(np.uint8)[8:24, 4:30]
-    from flashu.evaluation.geneval_rules import COLOURS
-
     forms = ("a photo of a {} person", "a photo of a {}-colored person", "a photo of a {} object")
     votes = torch.zeros(len(COLOURS))
     for n, word in enumerate(COLOURS):

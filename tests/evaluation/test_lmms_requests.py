@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from flashu.evaluation.question_sets import beside, cut, grouped
+from flashu.evaluation.lmms_requests import beside, cut, grouped
 
 
 def test_requests_with_equal_settings_go_together() -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.conftest import tiny_model
 from typer.testing import CliRunner
 
 import flashu
-from flashu.evaluation.benchmarks import DPG, GenEval
-from flashu.evaluation.evaluate import evaluate
+from flashu.evaluation.official import DPG, GenEval
+from flashu.evaluation.official_run import evaluate
 from flashu.evaluation.shard import Shard
+from tests.conftest import tiny_model
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2
@@ -64,7 +64,7 @@ def test_geneval_has_the_scorers_layout(engine: flashu.Engine, geneval: GenEval,
     assert folders == [f"{n:05d}" for n in range(5)]
     for item in geneval.items:
         folder = out / item.name
-        assert json.loads((folder / "metadata.jsonl").read_text()) == item.about
+        assert json.loads((folder / "metadata.jsonl").read_text()) == item.metadata
         assert sorted(f.name for f in (folder / "samples").iterdir()) == [f"{n:04d}.png" for n in range(4)]
         assert Image.open(folder / "grid.png").size == (128, 128)
     first = engine.generate("w0 w1", steps=STEPS, guidance=7.5, images_per_prompt=4, seed=0).images
@@ -85,9 +85,9 @@ def test_dpg_has_the_scorers_grids(engine: flashu.Engine, dpg: DPG, tmp_path: Pa
     assert summary.speedup is not None
     cut = " ".join(["w1"] * 19)  # longer prompts than the model's 19 words are cut, as by the authors
     images = engine.generate(cut, steps=STEPS, guidance=10.0, images_per_prompt=4, seed=4).images
-    sheet = Image.open(out / "part1.png")
+    whole = Image.open(out / "part1.png")
     for n, (x, y) in enumerate([(0, 0), (64, 0), (0, 64), (64, 64)]):
-        assert sheet.crop((x, y, x + 64, y + 64)).tobytes() == images[n].tobytes()
+        assert whole.crop((x, y, x + 64, y + 64)).tobytes() == images[n].tobytes()
 
 
 def test_dpg_reads_a_folder_of_texts(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_dpg_reads_a_folder_of_texts(tmp_path: Path) -> None:
 
 
 def test_the_scripts_steps_are_the_default(engine: flashu.Engine, geneval: GenEval, dpg: DPG) -> None:
-    assert (geneval.points, geneval.guidance, dpg.points, dpg.guidance) == (100, 7.5, 50, 10.0)
+    assert (geneval.time_points, geneval.guidance, dpg.time_points, dpg.guidance) == (100, 7.5, 50, 10.0)
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -130,8 +130,8 @@ import sys, time
 from pathlib import Path
 from tests.conftest import tiny_model
 import flashu
-from flashu.evaluation.benchmarks import GenEval
-from flashu.evaluation.evaluate import evaluate
+from flashu.evaluation.official import GenEval
+from flashu.evaluation.official_run import evaluate
 model = tiny_model()
 evaluate(flashu.Engine(model, model.processor), GenEval.read(Path(sys.argv[1])), Path(sys.argv[2]), model="tiny",
          steps=2, on_step=lambda *_: time.sleep(0.15))
@@ -166,6 +166,30 @@ def test_shards_make_up_the_whole(engine: flashu.Engine, geneval: GenEval, tmp_p
         evaluate(own, geneval, parts, model="tiny", steps=4, shard=Shard(index, 3))
     assert tree(parts) == tree(whole)
     assert json.loads((parts / "summary.json").read_text())["items"] == 5
+    before = json.loads((parts / "manifest.json").read_text())["times"]
+    assert set(before) == {item.name for item in geneval.items}
+    summary = evaluate(engine.with_recipe(recipe), geneval, parts, model="tiny", steps=4)  # one process, after three
+    assert json.loads((parts / "manifest.json").read_text())["times"] == before
+    assert summary.seconds_per_image == pytest.approx(sorted(t["seconds"] for t in before.values())[2] / 4)
+
+
+def test_two_processes_do_not_draw_the_same_shard(engine: flashu.Engine, geneval: GenEval, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    out, shard = tmp_path / "out", Shard(0, 5)
+    evaluate(engine, geneval, out, model="tiny", steps=STEPS, shard=shard)
+    with (out / ".flashu/0-of-5.jsonl").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(flashu.FlashUError, match="another process is writing"):
+            evaluate(engine, geneval, out, model="tiny", steps=STEPS, shard=shard)
+        evaluate(engine, geneval, out, model="tiny", steps=STEPS, shard=Shard(1, 5))
+    assert json.loads((out / "summary.json").read_text())["items"] == 2
+
+
+def test_a_baseline_is_timed_once(engine: flashu.Engine, geneval: GenEval, tmp_path: Path) -> None:
+    wanted = {"model": "tiny", "steps": STEPS, "baseline": "exact", "baseline_items": 2}
+    first = evaluate(engine, geneval, tmp_path, **wanted)
+    again = evaluate(engine, geneval, tmp_path, **wanted)
+    assert (again.baseline, again.speedup) == ("exact", first.speedup)
 
 
 def test_results_made_another_way_are_not_mixed(engine: flashu.Engine, geneval: GenEval, tmp_path: Path) -> None:
