@@ -80,7 +80,7 @@ def test_whatever_a_crash_leaves_behind_the_records_is_dropped(
     assert path.stat().st_size == sizes[-1]
 
 
-def test_a_torn_record_is_told_in_one_line(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_torn_record_is_logged_in_one_line(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sizes = written(path, ("a", 1), ("b", 2))
     with path.open("r+b") as file:
         file.truncate(sizes[-1] - 5)
@@ -130,7 +130,7 @@ def test_a_ledger_of_another_run_is_refused(path: Path) -> None:
     with pytest.raises(FlashUError, match="seed None"):
         Ledger(path, RUN | {"seed": 3})
     with Ledger(path, RUN) as ledger:  # and the lock was let go
-        assert ledger.get("a") == 1
+        assert ledger.values == {"a": 1}
 
 
 def test_a_value_is_computed_once(path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_value_is_computed_once(path: Path) -> None:
 def test_without_a_path_it_lives_as_long_as_the_process() -> None:
     with Ledger() as ledger:
         ledger.append("a", 1)
-        assert (ledger.get("a"), ledger.get("b")) == (1, None)
+        assert ledger.values == {"a": 1}
 
 
 def test_keys_are_of_everything_given() -> None:
@@ -155,31 +155,31 @@ def test_keys_are_of_everything_given() -> None:
 class FullDisk:
     """A file that takes so many bytes and no more, as a short write on a full disk does."""
 
-    def __init__(self, file: Any, room: int) -> None:
-        self.file, self.room = file, room
+    def __init__(self, file: Any, space: int) -> None:
+        self.file, self.space = file, space
 
     def write(self, data: memoryview) -> int:
-        if not self.room:
+        if not self.space:
             raise OSError(28, "No space left on device")
-        done = self.file.write(data[: self.room])
-        self.room -= done
+        done = self.file.write(data[: self.space])
+        self.space -= done
         return done
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
 
 
-@pytest.mark.parametrize("room", [0, 1, 20])
-def test_a_full_disk_leaves_the_file_as_it_was(room: int, path: Path) -> None:
+@pytest.mark.parametrize("space", [0, 1, 20])
+def test_a_full_disk_leaves_the_file_as_it_was(space: int, path: Path) -> None:
     written(path, ("a", 1))
     before = path.read_bytes()
     with Ledger(path, RUN) as ledger:
         file = ledger._file
-        ledger._file = FullDisk(file, room)  # type: ignore[assignment]
+        ledger._file = FullDisk(file, space)  # type: ignore[assignment]
         with pytest.raises(FlashUError, match="No space left"):
             ledger.append("b", "x" * 100)
         assert path.read_bytes() == before
-        assert ledger.get("b") is None
+        assert ledger.values == {"a": 1}
         ledger._file = FullDisk(file, 10_000)  # type: ignore[assignment]
         ledger.append("b", 2)
     assert read_ledger(path) == {"a": 1, "b": 2}
@@ -253,7 +253,7 @@ def test_a_second_process_is_refused_until_the_first_ends(path: Path, holder: su
     assert read_ledger(path) == {"theirs": 1, "mine": 2}
 
 
-def test_a_file_system_without_locks_is_told(
+def test_a_file_system_without_locks_is_logged(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fcntl = pytest.importorskip("fcntl")

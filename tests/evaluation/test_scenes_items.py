@@ -50,13 +50,13 @@ def test_drawings_are_made_once(engine: flashu.Engine, tmp_path: Path) -> None:
 
 def test_answers_are_given_once(engine: flashu.Engine) -> None:
     scene = Scene((Object(0, 0, "circle", "red"),))
-    questions = [SceneQuestion("w1", scene), SceneQuestion("w1", None), SceneQuestion("w2", scene)]
+    questions: list[SceneQuestion] = [("w1", scene), ("w1", None), ("w2", scene)]
     ledger = Ledger()
     first = answer(engine, questions, batch=2, ledger=ledger)
     assert len(first) == 3
     assert answer(engine, questions, batch=2, ledger=ledger) == first
     assert len(ledger.values) == 2
-    answer(engine, [SceneQuestion("w1", None), questions[1]], batch=2, ledger=ledger)
+    answer(engine, [("w1", None), questions[1]], batch=2, ledger=ledger)
     assert len(ledger.values) == 3
 
 

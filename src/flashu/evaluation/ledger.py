@@ -59,9 +59,6 @@ class Ledger:
         if self._file is not None:
             self._file.close()
 
-    def get(self, key: str) -> Any | None:
-        return self.values.get(key)
-
     def get_or_add(self, key: str, compute: Callable[[], Any]) -> Any:
         """The value of a key, computed and appended if it is not here yet."""
         if key not in self.values:

@@ -27,7 +27,7 @@ from flashu.plan.recipe import load_recipe
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval is told at its start; the model's name there is "flashu"."""
+    """What lmms-eval reads at its start; the model's name there is "flashu"."""
     return ModelManifest(model_id="flashu", simple_class_path="flashu.evaluation.lmms.FlashU")
 
 
@@ -83,13 +83,13 @@ class FlashU(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """One answer per request, in their order; those with equal settings are answered in batches."""
-        said: list[str] = [""] * len(requests)
+        found: list[str] = [""] * len(requests)
         for places, settings in grouped([request.args[1] for request in requests], self.batch_size):
             answers = self._answers([requests[n] for n in places], settings)
             for place, answer in zip(places, answers, strict=True):
-                said[place] = answer
+                found[place] = answer
                 self.cache_hook.add_partial("generate_until", requests[place].args[:2], answer)
-        return said
+        return found
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("FlashU answers questions; choose a task that generates (generate_until)")

@@ -72,7 +72,7 @@ def evaluate(
     An image's seed follows from ``seed`` and its place in the benchmark, so neither an interruption nor the number of
     processes changes it. ``steps`` (forwards before the recipe shortens them) and ``guidance`` default to those of
     Show-o2's scripts. ``baseline``: a recipe to time on the first ``baseline_items`` prompts; its images are not kept.
-    ``on_item`` is told how many items of this process are finished, and of how many. `FlashUError` if ``out`` holds
+    ``on_item`` gets how many items of this process are finished, and of how many. `FlashUError` if ``out`` holds
     results made another way, or another process draws the same shard.
     """
     shard = shard or Shard()

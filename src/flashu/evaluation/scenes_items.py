@@ -25,6 +25,8 @@ from flashu.scenes.world import SCENES, WORLDS, Scene, World, render, world_of
 KEPT_NUMBERS = 4096
 """Latents of at most this many numbers are kept in the ledger, so that fidelity needs no second drawing."""
 
+SceneQuestion = tuple[str, Scene | None]
+"""A question and the scene it is about; None is an empty one."""
 OnBatch = Callable[[int], None]
 """Called with the number of items of each finished batch."""
 
@@ -35,14 +37,6 @@ class Drawing:
 
     objects: tuple[Detected, ...]
     latent: Tensor | None
-
-
-@dataclass(frozen=True)
-class SceneQuestion:
-    """A question and the scene it is about; ``scene`` None is an empty one."""
-
-    text: str
-    scene: Scene | None
 
 
 def draw(
@@ -85,7 +79,7 @@ def answer(
     found: list[str] = []
     for at in range(0, len(questions), batch):
         part = questions[at : at + batch]
-        about = [[q.text, None if q.scene is None else [astuple(o) for o in q.scene.objects]] for q in part]
+        about = [[text, None if scene is None else [astuple(o) for o in scene.objects]] for text, scene in part]
         found += ledger.get_or_add(key_of("answer", identity, about), partial(_answer_batch, engine, part))
         on_batch(len(part))
     return found
@@ -131,8 +125,8 @@ def _draw_batch(engine: Engine, texts: list[str], seeds: list[int], steps: int |
 
 
 def _answer_batch(engine: Engine, questions: Sequence[SceneQuestion]) -> list[str]:
-    pixels = render([q.scene or Scene((), asked_world(engine)) for q in questions])
-    answers = engine.answer([Image.fromarray(image) for image in pixels], [q.text for q in questions])
+    pixels = render([scene or Scene((), asked_world(engine)) for _, scene in questions])
+    answers = engine.answer([Image.fromarray(image) for image in pixels], [text for text, _ in questions])
     return [given.text for given in answers]
 
 

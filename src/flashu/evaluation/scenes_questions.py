@@ -34,14 +34,15 @@ SUITES = (MME, GQA, MMB, COUNT, VISION)
 class SuiteItem:
     """A question with its right answer. Questions of one ``group`` belong together."""
 
-    question: SceneQuestion
+    text: str
+    scene: Scene
     truth: str
     suite: str
     group: str
 
     @classmethod
     def of(cls, question: Question, suite: str, number: int) -> SuiteItem:
-        return cls(SceneQuestion(question.text, question.scene), question.verdict, suite, f"{suite} {number}")
+        return cls(question.text, question.scene, question.verdict, suite, f"{suite} {number}")
 
 
 def _question(kind: str, want: str, rng: np.random.Generator, scene: Callable[[], Scene]) -> Question:
@@ -107,7 +108,7 @@ def _mmb(n: int, seed: int, world: World) -> list[SuiteItem]:
         for i in rng.permutation(len(options)):
             option, truth = options[i]
             noun = f"{option} {about.shape}" if colours else f"{about.colour} {option}"
-            made.append(SuiteItem(SceneQuestion(f"is there a {noun}?", scene), truth, MMB, f"{MMB} {k}"))
+            made.append(SuiteItem(f"is there a {noun}?", scene, truth, MMB, f"{MMB} {k}"))
     return made
 
 
@@ -175,8 +176,7 @@ class QuestionSuite:
 
     @property
     def questions(self) -> list[SceneQuestion]:
-        blind = [SceneQuestion(item.question.text, None) for item in self.blind]
-        return [item.question for item in self.items] + blind
+        return [(item.text, item.scene) for item in self.items] + [(item.text, None) for item in self.blind]
 
     def score(self, answers: Sequence[str]) -> ScoreTable:
         """Scores of the answers' texts, in the order of `questions`; those about an empty scene may be left out."""

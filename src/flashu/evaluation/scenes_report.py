@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from flashu.evaluation.files import atomic_write
-from flashu.evaluation.scenes_items import SceneQuestion, answer, asked_world, draw, drawn_world
+from flashu.evaluation.scenes_items import answer, asked_world, draw, drawn_world
 from flashu.evaluation.statistics import Rate, wilson
 from flashu.inference.engine import Engine
 from flashu.models.registry import open_model
@@ -44,7 +44,7 @@ def understanding(engine: Engine, n: int, seed: int) -> list[Line]:
     lines = []
     for kind in QUESTION_KINDS:
         questions = benchmark.questions(kind, n, seed, world=asked_world(engine))
-        answers = answer(engine, [SceneQuestion(q.text, q.scene) for q in questions])
+        answers = answer(engine, [(q.text, q.scene) for q in questions])
         right = sum(verdict(text) == q.verdict for text, q in zip(answers, questions, strict=True))
         lines.append((kind, wilson(right, n), f"{blind_prior(questions):.2f}"))
     return lines

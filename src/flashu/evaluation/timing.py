@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -57,7 +58,7 @@ def clock_of(device: torch.device) -> Clock:
 
 
 def timed(call: Callable[[], T], clock: Clock) -> tuple[T, float]:
-    """The result of one call, and what it took, device work included."""
+    """The result of one call, and its seconds, device work included."""
     clock.settle()
     start = clock.now()
     result = call()
@@ -88,11 +89,10 @@ def time_in_turns(
     A call is given the number of its round, warm-up rounds that of the first (0). ``on_call`` after each call, the
     warm-up's included.
     """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number, name in in_turns(list(calls), warm_up + rounds, rotate=rotate):
-        own = max(number - warm_up, 0)
-        _, amount = timed(lambda call=calls[name], own=own: call(own), clock)  # type: ignore[misc]
+        _, amount = timed(partial(calls[name], max(number - warm_up, 0)), clock)
         if number >= warm_up:
-            taken[name].append(amount)
+            seconds[name].append(amount)
         on_call()
-    return {name: Spread.of(values) for name, values in taken.items()}
+    return {name: Spread.of(values) for name, values in seconds.items()}

@@ -65,9 +65,9 @@ class Answers:
         each = max(2, self.items // 6)  # a multiple-choice item takes four questions, and there are half as many
         engine = self.engine_of(recipe)
         suite = QuestionSuite.make(each, self.seed + APART * (number + 1), scenes_items.asked_world(engine))
-        asked = [a.question for a in suite.items]
+        asked = suite.questions[: len(suite.items)]
         said = scenes_items.answer(engine, asked, batch=len(asked), ledger=self.ledger)
-        found = suite.score([*said, *[""] * len(suite.blind)])
+        found = suite.score(said)
         # Groups are numbered anew in every round.
         return ScoreTable(
             {p: [ItemScore((number, m.cluster), m.value) for m in found.columns[p]] for p in SUITES}, SUITES
