@@ -190,6 +190,8 @@ def test_a_baseline_is_timed_once(engine: flashu.Engine, geneval: GenEval, tmp_p
     first = evaluate(engine, geneval, tmp_path, **wanted)
     again = evaluate(engine, geneval, tmp_path, **wanted)
     assert (again.baseline, again.speedup) == ("exact", first.speedup)
+    other = evaluate(engine, geneval, tmp_path, **wanted | {"baseline": "quality"})
+    assert (other.baseline, other.speedup is None) == ("quality", False)
 
 
 def test_results_made_another_way_are_not_mixed(engine: flashu.Engine, geneval: GenEval, tmp_path: Path) -> None:

@@ -89,10 +89,9 @@ def evaluate(
             other.generate(_cut(engine, mine[0].prompt), images_per_prompt=SAMPLES, steps=1, **settings)
         known = folder.records(ledger)
         for number, item in enumerate(mine):
-            if other is not None and number < baseline_items and _baseline(item) not in known:
+            if other is not None and number < baseline_items and _baseline(other, item) not in known:
                 slow = {"steps": _steps(steps, benchmark, other), **settings}
-                _, record = _draw(other, item, seed, slow, None)
-                ledger.append(_baseline(item), record | {"recipe": other.recipe.name})
+                ledger.append(_baseline(other, item), _draw(other, item, seed, slow, None)[1])
             if not benchmark.done(out, item):
                 drawn, record = _draw(engine, item, seed, run, on_step)
                 part = folder.drafts / benchmark.path(out, item).name
@@ -102,7 +101,7 @@ def evaluate(
             on_item(number + 1, len(mine))
         records = folder.records(ledger)
         done = [item for item in benchmark.items if benchmark.done(out, item)]
-        summary = _summary(records, done, benchmark, engine.recipe, None if other is None else other.recipe.name)
+        summary = _summary(records, done, benchmark, engine, other)
         folder.finish({item.name: records[item.name] for item in done if item.name in records}, summary)
     return summary
 
@@ -180,8 +179,8 @@ def _cut(engine: Engine, prompt: str) -> str:
     return prompt if len(ids) <= text.max_text else text.decode(ids[: text.max_text])
 
 
-def _baseline(item: Item) -> str:
-    return f"baseline/{item.name}"
+def _baseline(engine: Engine, item: Item) -> str:
+    return f"baseline/{engine.recipe.name}/{item.name}"
 
 
 def _identity(engine: Engine, benchmark: Benchmark, model: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -201,22 +200,22 @@ def _identity(engine: Engine, benchmark: Benchmark, model: str, seed: int, setti
 
 
 def _summary(
-    records: dict[str, Any], done: list[Item], benchmark: Benchmark, recipe: Recipe, baseline: str | None
+    records: dict[str, Any], done: list[Item], benchmark: Benchmark, engine: Engine, other: Engine | None
 ) -> Summary:
     known = [records[item.name] for item in done if item.name in records]
-    slow = [records[_baseline(item)] for item in benchmark.items if _baseline(item) in records]
-    slow = [record for record in slow if record["recipe"] == baseline]
+    names = [] if other is None else [_baseline(other, item) for item in benchmark.items]
+    slow = [records[name] for name in names if name in records]
     seconds, behind = _seconds_per_image(known), _seconds_per_image(slow)
     return Summary(
         benchmark=benchmark.kind,
-        recipe=recipe.name,
+        recipe=engine.recipe.name,
         items=len(done),
         of=len(benchmark.items),
         images=SAMPLES * len(done),
         forwards=known[0]["forwards"] if known else None,
         seconds_per_image=seconds,
         images_per_hour=None if seconds is None else 3600 / seconds,
-        baseline=baseline if slow else None,
+        baseline=None if other is None or not slow else other.recipe.name,
         baseline_seconds_per_image=behind,
         speedup=None if seconds is None or behind is None else behind / seconds,
     )
