@@ -6,25 +6,27 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tests.conftest import IDS, TINY, Pixels, words
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import flashu
-from flashu.cli.lab import NAMES, up_to_date
+from flashu.cli.lab import NAMES
 from flashu.cli.main import app
 from flashu.errors import FlashUError
 from flashu.evaluation.ledger import Ledger
 from flashu.evaluation.score_table import ScoreTable
 from flashu.evaluation.statistics import Difference, ItemScore
 from flashu.inference.calibrate import samples
+from flashu.inference.calibrate.calibration import Calibration
 from flashu.models.showo2.original_engine import Original
 from flashu.models.showo2.processor import GenerationDefaults, Processor
 from flashu.models.showo2.text import ChatTemplate, Text
-from flashu.models.weights import checkpoint_hash
 from flashu.plan.recipe import exact, paper
 from flashu.studies.lab import pareto, specialization
 from flashu.studies.lab import rivals as opponents
@@ -92,12 +94,41 @@ def test_the_command(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "components.json",
         "components.png",
     ]
-    model_hash = checkpoint_hash(lab.engine.model)
-    assert up_to_date(tmp_path / "components.json", "tiny", model_hash, 0)
-    assert not up_to_date(tmp_path / "components.json", "full", model_hash, 0)
-    assert not up_to_date(tmp_path / "table1.json", "tiny", model_hash, 0)
+    about = json.loads((tmp_path / "components.json").read_text())["about"]
+    assert about["seconds"] > 0
     assert run.invoke(app, ["lab", "report", "-o", str(tmp_path)]).exit_code == 0
     assert "Figure 11" in (tmp_path / "report.html").read_text()
+
+
+class Plain(Result):
+    title: ClassVar[str] = "Plain"
+
+    def paint(self, figure: Figure) -> None:
+        figure.subplots().plot([0, 1])
+
+
+def test_a_result_is_of_one_calibration(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished item is measured again when the calibration's content changed, and not when only its object did."""
+    measured: list[str] = []
+
+    def cost(run: Lab) -> Result:
+        measured.append(run.model)
+        return Plain(({"a": 1},), (), run.about())
+
+    monkeypatch.setattr("flashu.cli.lab.NAMES", ("cost",))
+    monkeypatch.setitem(ITEMS, "cost", cost)
+    monkeypatch.setattr("flashu.studies.lab.lab.REDUCED", SIZE)
+
+    def run(calibration: Calibration | None) -> int:
+        engine = flashu.Engine(lab.engine.model, lab.engine.processor, calibration=calibration)
+        monkeypatch.setattr("flashu.cli.lab.open_engine", lambda *_: engine)
+        done = CliRunner().invoke(app, ["lab", "all", "-o", str(tmp_path)])
+        assert done.exit_code == 0, done.stderr
+        return len(measured)
+
+    known = lab.calibration
+    flipped = known.with_scores("generation", known.scores["generation"].flip(1), {})
+    assert [run(c) for c in (known, replace(known), flipped, flipped, None)] == [1, 1, 2, 2, 3]
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:

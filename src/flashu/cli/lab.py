@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -70,37 +68,20 @@ def measure(
 ) -> None:
     engine = open_engine(model, "exact", None, device, calibration)
     from flashu.evaluation.ledger import Ledger
-    from flashu.models.weights import checkpoint_hash
-    from flashu.studies.lab.items import ITEMS
+    from flashu.studies.lab import items
     from flashu.studies.lab.lab import FULL, REDUCED, Lab
 
     # Recipes are pitted against the model's own statistics here on purpose: no warning at each.
     logging.getLogger("flashu").setLevel(logging.ERROR)
-    size = FULL if full else REDUCED
     with Ledger(output / "ledger.jsonl") as ledger, progress() as bars:
         whole = bars.add_task("lab", total=len(names))
-        run = Lab(engine, size, ledger, bars, model, seed)
+        run = Lab(engine, FULL if full else REDUCED, ledger, bars, model, seed)
         for item in names:
-            if not again and up_to_date(output / f"{item}.json", size.name, checkpoint_hash(engine.model), seed):
-                bars.advance(whole)
-                continue
             bars.update(whole, description=item)
-            began = time.perf_counter()
             try:
-                result = ITEMS[item](run)
+                items.measure(item, run, output, again=again)
             except FlashUError as error:
                 if len(names) == 1:
                     raise
                 print(f"flashu: {item} is left out: {error}", file=sys.stderr)
-                continue
-            result.about["seconds"] = time.perf_counter() - began
-            result.save(output, item)
             bars.advance(whole)
-
-
-def up_to_date(path: Path, size: str, model_hash: str, seed: int) -> bool:
-    """Whether a result is of this size, these weights and this seed."""
-    if not path.exists():
-        return False
-    about = json.loads(path.read_text())["about"]
-    return (about["size"], about["model_hash"], about["seed"]) == (size, model_hash, seed)
