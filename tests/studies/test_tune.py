@@ -107,6 +107,31 @@ def test_a_search_is_resumed_from_its_file(tmp_path: Path) -> None:
     assert finished(again)[0].recipe == replace(exact(), name="tuned")
 
 
+def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> None:
+    class Interrupted(Stub):
+        def sheet(self, recipe: Recipe, number: int) -> Sheet:
+            if len(self.seen) == 7:
+                raise KeyboardInterrupt
+            return super().sheet(recipe, number)
+
+    path = tmp_path / "study.log"
+    first = search(judge=Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        first.run(first.study(path), 3)
+    study = search().study(path)
+    begun = study.trials[2].params
+    tried: list[int] = []
+    search().run(study, 3, lambda s: tried.append(len(finished(s))))
+    assert tried == [3]
+    complete = [t.params for t in study.trials if t.state.name == "COMPLETE"]
+    assert complete[2] == begun == space.known("generation")[2]
+    assert len(complete) == 3
+    search().run(study, 10)
+    complete = [t.params for t in study.trials if t.state.name == "COMPLETE"]
+    assert complete[:9] == space.known("generation")
+    assert len(complete) == 10
+
+
 def test_hopeless_recipes_are_stopped_early_and_never_chosen() -> None:
     judge = Stub()
     lookup = search(budget="score >= 0.9 of vanilla", judge=judge)

@@ -64,24 +64,32 @@ class Search:
             storage=storage, study_name=self.name, directions=["maximize", "minimize"], load_if_exists=True
         )
         study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials), n_startup_trials=STARTUP)
-        if not study.trials:
-            for params in known(self.task):
-                study.enqueue_trial(params)
         return study
 
     def run(self, study: Study, trials: int, tick: Callable[[Study], None] = lambda _: None) -> None:
-        """Until ``trials`` are finished, those of earlier runs included."""
-        while sum(trial.state.is_finished() for trial in study.trials) < trials:
-            study.optimize(self._objective, n_trials=1)
+        """Until ``trials`` are finished, those of earlier runs included. A trial that was interrupted is tried again
+        first and not counted."""
+        state = the_optuna().trial.TrialState
+        for interrupted in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
+            study.tell(interrupted.number, state=state.FAIL)
+            study.enqueue_trial(interrupted.params)
+        starts = known(self.task)
+        while (done := counted(study)) < trials:
+            if done < len(starts) and not study.get_trials(deepcopy=False, states=(state.WAITING,)):
+                study.enqueue_trial(starts[done])
+            # Not `study.optimize`: it calls an interrupted trial failed.
+            trial = study.ask()
+            recipe = draft(trial, self.task, self.layers)
+            try:
+                tried = self.judged(recipe, range(self.rounds))
+            except RecipeError:  # the model lacks what a setting needs
+                study.tell(trial, state=state.PRUNED)
+            else:
+                study.tell(trial, self._values(trial, tried))
             tick(study)
 
-    def _objective(self, trial: Trial) -> tuple[float, float]:
-        recipe = draft(trial, self.task, self.layers)
-        try:
-            tried = self.judged(recipe, range(self.rounds))
-        except RecipeError as error:  # the model lacks what a setting needs
-            raise the_optuna().TrialPruned(str(error)) from error
-        trial.set_user_attr("recipe", recipe.to_dict())
+    def _values(self, trial: Trial, tried: Tried) -> tuple[float, float]:
+        trial.set_user_attr("recipe", tried.recipe.to_dict())
         told = {"score": asdict(tried.score), "difference": asdict(tried.difference), "cost": tried.cost}
         trial.set_user_attr("tried", told | {"rounds": tried.rounds, "stopped": tried.stopped})
         short = self._need(range(tried.rounds)) - tried.score.value
@@ -135,6 +143,12 @@ class Search:
             return any(p != mine and p[0] >= mine[0] and p[1] <= mine[1] for p in points)
 
         return sorted((t for t in tried if not beaten(t)), key=lambda t: t.cost)
+
+
+def counted(study: Study) -> int:
+    """Trials that were carried out, those included that asked too much of the model."""
+    state = the_optuna().trial.TrialState
+    return len(study.get_trials(deepcopy=False, states=(state.COMPLETE, state.PRUNED)))
 
 
 def finished(study: Study) -> list[Tried]:

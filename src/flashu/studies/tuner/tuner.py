@@ -18,7 +18,7 @@ from flashu.studies.lab.lab import REDUCED, Bars, Lab
 from flashu.studies.tuner.budget import Budget
 from flashu.studies.tuner.judge import judge_of
 from flashu.studies.tuner.preset import Final, chosen, confirmed, joined
-from flashu.studies.tuner.search import Search, finished
+from flashu.studies.tuner.search import Search, counted, finished
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -99,7 +99,7 @@ class Tuner:
         if self.bars is None:
             return search.run(study, trials)
         bars, task = self.bars, self.bars.add_task(f"trials, {self.task}", total=trials)
-        bars.advance(task, sum(t.state.is_finished() for t in study.trials))
+        bars.advance(task, counted(study))
         search.run(study, trials, lambda _: bars.advance(task))
         bars.remove_task(task)
         return None
