@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -21,25 +21,25 @@ from flashu.cli.main import app
 from flashu.errors import FlashUError
 from flashu.evaluation.ledger import Ledger
 from flashu.evaluation.score_table import ScoreTable
-from flashu.evaluation.statistics import Difference, ItemScore
+from flashu.evaluation.statistics import Difference, ItemScore, Spread
+from flashu.evaluation.timing import WallClock
 from flashu.inference.calibrate import samples
 from flashu.inference.calibrate.calibration import Calibration
-from flashu.models.showo2.original_engine import Original
 from flashu.models.showo2.processor import GenerationDefaults, Processor
 from flashu.models.showo2.text import ChatTemplate, Text
 from flashu.plan.recipe import exact, paper
-from flashu.studies.lab import pareto, specialization
-from flashu.studies.lab import rivals as opponents
-from flashu.studies.lab.components import parts, stopwatch
-from flashu.studies.lab.contest import Contender, Place, drawing
-from flashu.studies.lab.items import ITEMS
-from flashu.studies.lab.lab import Lab, Pace, Size, endless, timing
+from flashu.studies.frontier import frontier
+from flashu.studies.lab import cases, figures, pareto, specialization
+from flashu.studies.lab.cases import Case
+from flashu.studies.lab.compare import OVER_ORIGINAL, SPEEDUP, Outcome, compare
+from flashu.studies.lab.components import timed_components
+from flashu.studies.lab.inner import LayerSimilarity, SecondMoments, component_modules, endless, observe, original
+from flashu.studies.lab.items import ITEMS, identity_of
+from flashu.studies.lab.lab import Lab, Size
 from flashu.studies.lab.report import report
-from flashu.studies.lab.result import Result, loss_within, scored
-from flashu.studies.lab.similarity import Alike
-from flashu.studies.lab.workload import watch
+from flashu.studies.lab.result import Result, Row, better, holds, loss_within, scored
 
-SIZE = Size("tiny", prompts=1, images=1, dense=2, questions=6, repeats=1, arms=1, samples=2, points=2, batch=4)
+SIZE = Size("tiny", prompts=1, images=1, dense=2, questions=6, repeats=1, seeds=1, samples=2, points=2, batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +100,8 @@ def test_the_command(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "Figure 11" in (tmp_path / "report.html").read_text()
 
 
-class Plain(Result):
-    title: ClassVar[str] = "Plain"
-
-    def paint(self, figure: Figure) -> None:
-        figure.subplots().plot([0, 1])
+def result(rows: list[Row], about: dict[str, Any] | None = None, paint: Any = None) -> Result:
+    return Result("Plain", rows, [], about or {}, paint or (lambda figure, _: figure.subplots().plot([0, 1])))
 
 
 def test_a_result_is_of_one_calibration(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +110,7 @@ def test_a_result_is_of_one_calibration(lab: Lab, tmp_path: Path, monkeypatch: p
 
     def cost(run: Lab) -> Result:
         measured.append(run.model)
-        return Plain(({"a": 1},), (), run.about())
+        return result([{"a": 1}], run.about())
 
     monkeypatch.setattr("flashu.cli.lab.NAMES", ("cost",))
     monkeypatch.setitem(ITEMS, "cost", cost)
@@ -131,6 +128,47 @@ def test_a_result_is_of_one_calibration(lab: Lab, tmp_path: Path, monkeypatch: p
     assert [run(c) for c in (known, replace(known), flipped, flipped, None)] == [1, 1, 2, 2, 3]
 
 
+def test_an_identity_is_of_sizes_seed_and_weights(lab: Lab) -> None:
+    other = flashu.Engine(flashu.ShowO2(lab.engine.model.config).eval(), lab.engine.processor)
+    labs = [
+        Lab(lab.engine, SIZE, model="other"),
+        Lab(lab.engine, replace(SIZE, repeats=2)),
+        Lab(lab.engine, SIZE, seed=1),
+        Lab(other, SIZE),
+    ]
+    assert identity_of(Lab(lab.engine, replace(SIZE))) == identity_of(lab)
+    assert len({identity_of(each) for each in [lab, *labs]}) == 5
+
+
+def interrupted(figure: Figure, _: Result) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [result([{"a": 1}, {"a": 2}], paint=interrupted), result([{"a": 1}], {"a": math.nan})],
+    ids=["figure", "json"],
+)
+def test_an_interrupted_save_leaves_what_was_there(broken: Result, tmp_path: Path) -> None:
+    result([{"a": 0}]).save(tmp_path, "cost")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"cost.csv", "cost.json", "cost.png"}
+    with pytest.raises((KeyboardInterrupt, ValueError)):
+        broken.save(tmp_path, "cost")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_results_are_never_written_in_place(tmp_path: Path) -> None:
+    """Who has a file open, such as a page that shows the figure, keeps the whole old one."""
+    result([{"a": 0}]).save(tmp_path, "cost")
+    opened = {path.name: path.open("rb") for path in tmp_path.iterdir()}
+    before = {name: (tmp_path / name).read_bytes() for name in opened}
+    result([{"b": 1}], {"n": 1}).save(tmp_path, "cost")
+    for name, file in opened.items():
+        with file:
+            assert file.read() == before[name]
+
+
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FlashUError, match="no results yet"):
         report(tmp_path, NAMES)
@@ -139,15 +177,15 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
 def test_neuron_errors_are_those_of_zeroing_each_one(engine: flashu.Engine) -> None:
     """Eq. 1 in closed form against brute force: every neuron zeroed in turn, the layer's output compared."""
     held: dict[int, list[torch.Tensor]] = {}
-    moments = specialization.Moments(engine.model.num_layers)
+    moments = SecondMoments(engine.model.num_layers)
 
-    def observe(layer, name, value, tokens) -> None:
+    def observer(layer, name, value, tokens) -> None:
         moments(layer, name, value, tokens)
         if name == "ffn" and layer == 3:
             held.setdefault(layer, []).append(value[tokens.valid])
 
-    watch(engine, "understanding", 2, observe)
-    found = specialization.reconstruction_error(engine.model, moments.second())[3]
+    observe(engine, "understanding", 2, observer)
+    found = specialization.reconstruction_error(engine, moments.moments())[3]
     active, down = torch.cat(held[3]), engine.model.layers[3].mlp.down_proj.weight.detach()  # type: ignore[union-attr]
     whole = F.linear(active, down)
     for j in range(0, active.shape[1], 7):
@@ -165,73 +203,58 @@ def test_roles_by_hand() -> None:
     assert set(found[3:]) == {"neither"}
 
 
-def test_vanilla_is_its_own_equal(lab: Lab) -> None:
-    places = drawing(lab, lab.geneval, [Contender("vanilla", exact()), Contender("again", exact())])
-    assert places[0].change is None
-    change, fidelity = places[1].change, places[1].fidelity
-    assert change is not None
-    assert fidelity is not None
-    assert (change.value, change.p, fidelity.psnr, fidelity.latent) == (0, 1, None, 0)
-    assert fidelity.ssim == pytest.approx(1)
+def test_vanilla_equals_itself(lab: Lab) -> None:
+    first, again = compare(lab, lab.geneval, [Case("vanilla", exact()), Case("again", exact())])
+    assert first.change is None
+    assert again.fidelity is not None
+    assert (again.changed.value, again.changed.p, again.flops_ratio) == (0, 1, 1)
+    assert (again.fidelity.psnr, again.fidelity.latent) == (None, 0)
+    assert again.fidelity.ssim == pytest.approx(1)
 
 
-def place(label: str, speedup: float, value: float) -> Place:
-    marks = [ItemScore(k, float(k < 100 * value)) for k in range(100)]
-    pace = Pace(timing([1 / speedup]), timing([1.0]), timing([2.0]))
-    return Place(label, ScoreTable({"all": marks}, ("all",)), None, None, pace)
+def outcome(label: str, speedup: float, value: float) -> Outcome:
+    items = [ItemScore(k, float(k < 100 * value)) for k in range(100)]
+    times = {SPEEDUP: Spread.of([speedup]), OVER_ORIGINAL: Spread.of([2 * speedup])}
+    return Outcome(Case(label, exact()), ScoreTable({"all": items}, ("all",)), times=times)
 
 
-def test_the_frontier_and_who_is_beaten() -> None:
-    field = [place("vanilla", 1, 0.9), place("good", 3, 0.9), place("bad", 2, 0.5), place("fast", 4, 0.6)]
-    assert [p.label for p in pareto.frontier(field)] == ["good", "fast"]
-    assert pareto.beaten_by(field[2], field) == "fast"
-    assert pareto.beaten_by(field[0], field) is None
-    assert pareto.beaten_by(field[3], field) is None
+def test_the_frontier_and_what_is_beaten() -> None:
+    found = [outcome("vanilla", 1, 0.9), outcome("good", 3, 0.9), outcome("bad", 2, 0.5), outcome("fast", 4, 0.6)]
+    assert frontier([(o.speedup, o.scores.overall.value) for o in found]) == [False, True, False, True]
+    assert frontier([(1, 1), (1, 1), (0, 1)]) == [True, True, False]
+    assert [pareto.beaten_by(o, found) for o in found] == [None, None, "fast", None]
 
 
-def test_a_pace_is_told_over_both_baselines() -> None:
-    row = place("FlashU", 4, 0.9).row()
-    assert (row["speed-up"], row["over original"], row["all n"]) == (4, 8, 100)
-    assert "speed-up, 64 tokens" not in row
+def test_times_are_cells_where_they_were_taken() -> None:
+    row = outcome("FlashU", 4, 0.9).row()
+    assert (row["speed-up"], row["over original"], row["over original low"], row["all n"]) == (4, 8, 8, 100)
+    assert not {"seconds", "speed-up, 64 tokens"} & row.keys()
 
 
 def test_answers_of_a_length_that_is_asked_for(lab: Lab) -> None:
     """However soon a model stops: the timed engines and the original program give exactly so many tokens."""
     first = lab.engine.processor.text
-    for engine in (lab.engine, Original(lab.engine.model, lab.engine.processor)):
+    for engine in (lab.engine, original(lab.engine)):
         given = engine.answer(*samples.questions(1)[0], max_new_tokens=1)
         stops = replace(first, ids=replace(first.ids, eos=given.tokens[0]))
         stopping = engine.of(engine.model, replace(engine.processor, text=stops), engine.fitted)
         assert stopping.answer(*samples.questions(1)[0], max_new_tokens=5).tokens == []
-        longer = engine.of(engine.model, endless(stopping.processor), engine.fitted)
-        assert len(longer.answer(*samples.questions(1)[0], max_new_tokens=5).tokens) == 5
+        assert len(endless(stopping).answer(*samples.questions(1)[0], max_new_tokens=5).tokens) == 5
 
 
 def test_timings_are_taken_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def pair() -> dict[str, tuple[flashu.Engine, int | None]]:
         return {name: (lab.engine_of(recipe), 3) for name, recipe in (("vanilla", exact()), ("FlashU", paper()))}
 
-    first = lab.paces(pair(), "generation")
-    assert first[0].faster.turns == (1,)
+    first = lab.times(pair(), "generation")
+    assert [len(spread.values) for spread in first.values()] == [SIZE.repeats] * 2
     monkeypatch.setattr(flashu.Engine, "generate", None)
-    assert lab.paces(pair(), "generation") == first
+    assert lab.times(pair(), "generation") == first
 
 
-def test_numbers_along_an_edge_keep_apart() -> None:
-    assert pareto.spread([0.1, 0.5], 0.1) == [0.1, 0.5]
-    found = pareto.spread([0.5, 0.5, 0.52, 0.99, 1.0], 0.05)
-    assert all(b - a > 0.049 for a, b in pairwise(found))
-    assert max(found) <= 1
-
-
-def test_every_opponent_has_its_kind(lab: Lab) -> None:
-    kinds = {c.label: pareto.kind_of(c.label) for c in opponents.generation(lab)}
-    assert set(kinds.values()) == set(pareto.KINDS)
-    assert [kinds[k] for k in ("UniPC, 10 forwards", "reuse, every 2 (FORA)", "FFN pruning, own mask")] == [
-        "better solver",
-        "cache",
-        "pruning",
-    ]
+def test_every_kind_of_baseline_has_its_colour(lab: Lab) -> None:
+    assert {c.kind for c in cases.generation(lab)} == set(figures.KINDS)
+    assert {c.kind for c in cases.understanding(lab)} <= set(figures.KINDS)
 
 
 def test_claims_are_judged_by_intervals() -> None:
@@ -241,26 +264,27 @@ def test_claims_are_judged_by_intervals() -> None:
     assert loss_within(change(-0.01, 0.01), -0.02) == "yes"
     assert loss_within(change(-0.05, -0.03), -0.02) == "no"
     assert loss_within(change(-0.05, 0.01), -0.02) == "unclear"
+    assert [better(change(*ends)) for ends in ((0.01, 0.05), (-0.05, -0.01), (-0.05, 0.01))] == ["yes", "no", "unclear"]
+    assert [holds(True), holds(False), holds(False, True), holds(False, False)] == ["yes", "no", "no", "unclear"]
 
 
-def test_the_stopwatch_leaves_the_model_as_it_was(engine: flashu.Engine) -> None:
-    with stopwatch(engine.model) as spent:
+def test_timing_components_leaves_the_model_as_it_was(engine: flashu.Engine) -> None:
+    with timed_components(engine, WallClock()) as spent:
         engine.generate("w1", steps=2)
+        assert not any(spent.values())
     assert all(seconds > 0 for seconds in spent.values())
-    for modules in parts(engine.model).values():
+    for modules in component_modules(engine).values():
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
-    assert timing([3.0, 1.0, 2.0]).seconds == 2
-    assert timing([1.0, 4.0, 1.0]).speedup(timing([2.0, 8.0, 3.0])).turns == (2, 2, 3)
 
 
-def test_a_layer_that_does_nothing_is_alike() -> None:
-    alike = Alike("understanding")
+def test_a_layer_that_only_scales_has_similarity_one() -> None:
+    observer = LayerSimilarity("understanding")
     from flashu.runtime.tokens import Tokens
 
     x = torch.randn(1, 4, 8)
-    alike(0, "input", x, Tokens.text([3], 4))
-    alike(0, "output", 2 * x, Tokens.text([3], 4))
-    found = {r["token"]: (r["similarity"], r["n"]) for r in alike.rows()}
+    observer(0, "input", x, Tokens.text([3], 4))
+    observer(0, "output", 2 * x, Tokens.text([3], 4))
+    found = {r["token"]: (r["similarity"], r["n"]) for r in observer.rows()}
     assert found["text"] == (pytest.approx(1), 3)
     assert found["last"] == (pytest.approx(1), 1)
     assert scored("a", ScoreTable({"a": [ItemScore(0, 1.0)]}, ("a",)).overall)["a"] == 1

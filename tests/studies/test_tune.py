@@ -1,4 +1,4 @@
-"""The tuner on the tiny engine with a stubbed judge; budgets, study files, and the presets it shipped."""
+"""The tuner on the tiny engine with stubbed scores; budgets, study files, and the presets it shipped."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from flashu.cli.main import app
 from flashu.errors import FlashUError, RecipeError
 from flashu.evaluation.ledger import Ledger
 from flashu.evaluation.score_table import ScoreTable
-from flashu.evaluation.statistics import ItemScore
+from flashu.evaluation.statistics import ItemScore, Spread
 from flashu.plan import TASKS, Room, Task
 from flashu.plan.recipe import PRESETS, SHIPPED, Recipe, exact, load_recipe, paper, shipped
-from flashu.studies.lab.lab import Lab, timing
+from flashu.studies.lab.lab import Lab
 from flashu.studies.tuner import preset, space, tuner
 from flashu.studies.tuner.budget import Budget
-from flashu.studies.tuner.judge import Answers, merged
-from flashu.studies.tuner.search import Search, finished
+from flashu.studies.tuner.scorer import Scorer, merged
+from flashu.studies.tuner.search import Search, candidates
 
 
 class Stub:
@@ -34,15 +34,15 @@ class Stub:
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def sheet(self, recipe: Recipe, number: int) -> ScoreTable:
+    def score(self, recipe: Recipe, number: int) -> ScoreTable:
         self.seen.append(number)
         wrong = 4 * len(recipe.methods)
         return ScoreTable({"all": [ItemScore((number, k), float(k >= wrong)) for k in range(20)]}, ("all",))
 
 
-def search(task: Task = "generation", budget: str = "score >= 0.5 of vanilla", judge: Any = None) -> Search:
+def search(task: Task = "generation", budget: str = "score >= 0.5 of vanilla", scorer: Any = None) -> Search:
     cost = lambda recipe: 1 / (1 + len(recipe.methods))  # noqa: E731
-    return Search(judge or Stub(), task, 4, Budget.parse(budget), cost, rounds=3)
+    return Search(scorer or Stub(), task, 4, Budget.parse(budget), cost, rounds=3)
 
 
 @given(st.integers(1, 1000), st.booleans(), st.sampled_from(["", " ", "  "]))
@@ -94,34 +94,34 @@ def test_a_search_is_resumed_from_its_file(tmp_path: Path) -> None:
     first = search()
     study = first.study(path)
     ticks: list[int] = []
-    first.run(study, 3, lambda s: ticks.append(len(s.trials)))
+    first.run(study, 3, lambda: ticks.append(len(study.trials)))
     assert len(ticks) == 3
-    before = [t.recipe for t in finished(study)]
+    before = [t.recipe for t in candidates(study)]
     second = search()
     again = second.study(path)
-    assert [t.recipe for t in finished(again)] == before
+    assert [t.recipe for t in candidates(again)] == before
     second.run(again, 3)  # already there
     assert not second.vanilla
     second.run(again, 5)
     assert sum(t.state.is_finished() for t in again.trials) == 5
-    assert finished(again)[0].recipe == replace(exact(), name="tuned")
+    assert candidates(again)[0].recipe == replace(exact(), name="tuned")
 
 
 def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> None:
     class Interrupted(Stub):
-        def sheet(self, recipe: Recipe, number: int) -> Sheet:
+        def score(self, recipe: Recipe, number: int) -> ScoreTable:
             if len(self.seen) == 7:
                 raise KeyboardInterrupt
-            return super().sheet(recipe, number)
+            return super().score(recipe, number)
 
     path = tmp_path / "study.log"
-    first = search(judge=Interrupted())
+    first = search(scorer=Interrupted())
     with pytest.raises(KeyboardInterrupt):
         first.run(first.study(path), 3)
     study = search().study(path)
     begun = study.trials[2].params
     tried: list[int] = []
-    search().run(study, 3, lambda s: tried.append(len(finished(s))))
+    search().run(study, 3, lambda: tried.append(len(candidates(study))))
     assert tried == [3]
     complete = [t.params for t in study.trials if t.state.name == "COMPLETE"]
     assert complete[2] == begun == space.known("generation")[2]
@@ -133,14 +133,14 @@ def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> 
 
 
 def test_hopeless_recipes_are_stopped_early_and_never_chosen() -> None:
-    judge = Stub()
-    lookup = search(budget="score >= 0.9 of vanilla", judge=judge)
-    bad = lookup.judged(paper(), range(3))
+    scorer = Stub()
+    lookup = search(budget="score >= 0.9 of vanilla", scorer=scorer)
+    bad = lookup.measure(paper(), range(3))
     assert (bad.stopped, bad.rounds) == (True, 1)
     assert not lookup.keeps(bad, range(3))
-    good = lookup.judged(exact(), range(3))
+    good = lookup.measure(exact(), range(3))
     assert (good.stopped, good.rounds, good.score.n, good.difference.value) == (False, 3, 60, 0)
-    whole = lookup.judged(paper(), range(3), early=False)
+    whole = lookup.measure(paper(), range(3), early=False)
     assert (whole.stopped, whole.rounds) == (False, 3)
     study = lookup.study(None)
     lookup.run(study, 4)
@@ -161,15 +161,15 @@ def test_recipes_a_model_has_no_room_for_are_passed_over(task: Task) -> None:
     lookup.run(study, 30)
     states = [t.state.name for t in study.trials]
     assert (len(states), set(states)) == (30, {"COMPLETE", "PRUNED"})
-    assert len(finished(study)) >= 3
+    assert len(candidates(study)) >= 3
 
 
 def test_a_budget_nothing_keeps() -> None:
     class Worse(Stub):
-        def sheet(self, recipe: Recipe, number: int) -> ScoreTable:
+        def score(self, recipe: Recipe, number: int) -> ScoreTable:
             return ScoreTable({"all": [ItemScore(k, 0.5) for k in range(9)]}, ("all",))
 
-    lookup = search(budget="score >= 0.9", judge=Worse())
+    lookup = search(budget="score >= 0.9", scorer=Worse())
     study = lookup.study(None)
     lookup.run(study, 2)
     with pytest.raises(FlashUError, match="no recipe tried keeps score"):
@@ -178,13 +178,13 @@ def test_a_budget_nothing_keeps() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_from_search_to_preset_file(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command end to end on a random model, the judge stubbed and the clock too."""
+    """The command end to end on a random model, the scores stubbed and the clock too."""
     model = tiny_model()
     assert model.processor is not None
     engine = flashu.Engine(model, model.processor)
     monkeypatch.setattr("flashu.cli.tune.open_engine", lambda *_: engine)
-    monkeypatch.setattr(tuner, "judge_of", lambda *_: Stub())
-    monkeypatch.setattr(Lab, "times", lambda self, engines, task: dict.fromkeys(engines, timing([1.0])))
+    monkeypatch.setattr(tuner, "Scorer", lambda *_: Stub())
+    monkeypatch.setattr(Lab, "times", lambda self, engines, task: dict.fromkeys(engines, Spread.of([1.0])))
     monkeypatch.setattr(Lab, "engine_of", lambda self, recipe, calibration=None: engine.with_recipe(recipe))
     run, words = CliRunner(), ["tune", "--task", task, "--budget", "score >= 0.5 of vanilla", "--trials", "3"]
     target = tmp_path / "mine.json"
@@ -223,16 +223,16 @@ def test_rounds_meet_other_items_and_are_merged() -> None:
     model = tiny_model()
     assert model.processor is not None
     engine = flashu.Engine(model, replace_tokens(model.processor))
-    judge = Answers(lambda recipe: engine.with_recipe(recipe), items=12, ledger=Ledger())
-    sheets = [judge.sheet(exact(), number) for number in (0, 1)]
-    assert len(judge.ledger.values) == 2
-    judge.sheet(exact(), 1)
-    assert len(judge.ledger.values) == 2
-    whole = merged(sheets)
+    scorer = Scorer("understanding", lambda recipe: engine.with_recipe(recipe), items=12, ledger=Ledger())
+    tables = [scorer.score(exact(), number) for number in (0, 1)]
+    assert len(scorer.ledger.values) == 2
+    scorer.score(exact(), 1)
+    assert len(scorer.ledger.values) == 2
+    whole = merged(tables)
     part = whole.mean_of[0]
-    assert len(whole.columns[part]) == sum(len(s.columns[part]) for s in sheets)
+    assert len(whole.columns[part]) == sum(len(s.columns[part]) for s in tables)
     assert len({m.cluster for m in whole.columns[part]}) == sum(
-        len({m.cluster for m in s.columns[part]}) for s in sheets
+        len({m.cluster for m in s.columns[part]}) for s in tables
     )
     assert whole.against(whole).value == 0
 

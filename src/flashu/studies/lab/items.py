@@ -12,18 +12,17 @@ from pathlib import Path
 from flashu.evaluation.ledger import key_of
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.models.weights import checkpoint_hash
-from flashu.studies.lab.ablation import ablation
+from flashu.studies.lab.cases import presets
 from flashu.studies.lab.components import components
 from flashu.studies.lab.cost import cost
 from flashu.studies.lab.lab import Lab
 from flashu.studies.lab.pareto import pareto
 from flashu.studies.lab.quantization import quantization
 from flashu.studies.lab.result import Result
-from flashu.studies.lab.rivals import presets
 from flashu.studies.lab.sensitivity import sensitivity
 from flashu.studies.lab.similarity import similarity
 from flashu.studies.lab.specialization import specialization
-from flashu.studies.lab.tables import table1, table2, table3
+from flashu.studies.lab.tables import ablation, table1, table2, table3
 from flashu.studies.lab.vnorm import vnorm
 
 ITEMS: dict[str, Callable[[Lab], Result]] = {

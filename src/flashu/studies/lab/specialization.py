@@ -1,8 +1,8 @@
 """Figure 1 and Eq. 1: are there neurons for one task only, and do task-own masks prune better than others?
 
 Eq. 1 scores neuron j of a layer by the error of the layer's output when the neuron is zeroed, E ||y - y_j||^2. With
-y = W a and a = silu(gate x) * up x, zeroing a_j takes a_j w_j from y (w_j: column j of W; attention, residual and
-norms come before or are added unchanged), so the error is a_j^2 ||w_j||^2 for every token, and exactly
+y = W a, zeroing a_j takes a_j w_j from y (w_j: column j of W; attention, residual and norms come before or are added
+unchanged), so the error is a_j^2 ||w_j||^2 for every token, and exactly
 
     E_j = E[a_j^2] ||w_j||^2.
 
@@ -11,8 +11,7 @@ One pass that sums squares gives all neurons at once; no neuron has to be zeroed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,19 +19,15 @@ from torch import Tensor
 from flashu.evaluation.score_table import pooled
 from flashu.inference.calibrate.attention import spearman
 from flashu.inference.calibrate.calibration import Calibration
-from flashu.inference.calibrate.importance import FFNNorms
-from flashu.models.protocol import UnifiedModel
+from flashu.inference.engine import Engine
 from flashu.plan import TASKS, Task
 from flashu.plan.methods import FFNPrune
 from flashu.plan.recipe import Recipe, exact
-from flashu.runtime.tokens import Tokens
-from flashu.studies.lab.contest import Contender, answering, drawing
+from flashu.studies.lab import figures, inner
+from flashu.studies.lab.cases import Case
+from flashu.studies.lab.compare import compare
 from flashu.studies.lab.lab import Lab
-from flashu.studies.lab.result import COLOURS, FAINT, INK, Claim, Result, Row, lines
-from flashu.studies.lab.workload import watch
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from flashu.studies.lab.result import Claim, Result, Row, holds
 
 CRITICAL = 0.2
 """Share of a layer's neurons, those with the largest error, that count as critical for a task."""
@@ -40,37 +35,17 @@ RATIOS = (0.6, 0.4, 0.2, 0.8)
 ROLES = ("generation only", "understanding only", "shared", "neither")
 
 
-class Moments(FFNNorms):
-    """Observer of E[a_j^2] over all real tokens."""
-
-    def __init__(self, num_layers: int) -> None:
-        super().__init__(num_layers)
-        self.tokens = [0] * num_layers
-
-    def __call__(self, layer: int, name: str, value: Tensor, tokens: Tokens) -> None:
-        super().__call__(layer, name, value, tokens)
-        if name == "ffn":
-            self.tokens[layer] += int(tokens.valid.sum())
-
-    def second(self) -> Tensor:
-        """[layers, neurons]"""
-        squares = self.norms().square()
-        return squares / torch.tensor(self.tokens, device=squares.device)[:, None]
+def errors(engine: Engine, task: Task, samples: int) -> Tensor:
+    """Eq. 1 for a task over so many requests of the full model [layers, neurons]."""
+    observer = inner.SecondMoments(engine.model.num_layers)
+    inner.observe(engine, task, samples, observer)
+    return reconstruction_error(engine, observer.moments()).cpu()
 
 
-@torch.no_grad()
-def reconstruction_error(model: UnifiedModel, second_moment: Tensor) -> Tensor:
+def reconstruction_error(engine: Engine, second_moment: Tensor) -> Tensor:
     """Eq. 1 of every neuron [layers, neurons] from E[a_j^2]."""
-    reads = torch.stack([layer.mlp.down_proj.weight.float().square().sum(0) for layer in model.layers])
+    reads = torch.stack([weight.square().sum(0) for weight in inner.down_projections(engine)])
     return second_moment * reads.to(second_moment.device)
-
-
-def errors(lab: Lab, task: Task) -> Tensor:
-    """Eq. 1 for a task over ``lab.size.samples`` requests of the full model [layers, neurons]."""
-    model = lab.engine.model
-    moments = Moments(model.num_layers)
-    watch(lab.engine, task, lab.size.samples, moments)
-    return reconstruction_error(model, moments.second()).cpu()
 
 
 def roles(generation: Tensor, understanding: Tensor) -> Tensor:
@@ -83,114 +58,77 @@ def roles(generation: Tensor, understanding: Tensor) -> Tensor:
     return torch.where(top[0] & top[1], 2, torch.where(top[0], 0, torch.where(top[1], 1, 3)))
 
 
-def arms(lab: Lab, generation: Tensor, understanding: Tensor) -> Calibration:
+def with_masks(lab: Lab, generation: Tensor, understanding: Tensor) -> Calibration:
     """The lab's calibration with the masks of the experiment: both tasks' (Eq. 2), their mean after scaling every
     layer to sum one, and random ones."""
     known = lab.calibration
     scaled = [known.scores[task] / known.scores[task].sum(1, keepdim=True) for task in TASKS]
     known = known.with_scores("shared", scaled[0] + scaled[1], {"from": "both tasks"})
-    obd = {"generation by Eq. 1": generation, "understanding by Eq. 1": understanding}
-    for name, scores in obd.items():
-        known = known.with_scores(name, scores, {"samples": lab.size.samples})
-    for k in range(lab.size.arms):
+    for task, scores in (("generation", generation), ("understanding", understanding)):
+        known = known.with_scores(f"{task} by Eq. 1", scores, {"samples": lab.size.samples})
+    for k in range(lab.size.seeds):
         noise = torch.rand(generation.shape, generator=torch.Generator().manual_seed(1000 + k))
         known = known.with_scores(f"random {k}", noise, {"seed": 1000 + k})
     return known
 
 
-@dataclass(frozen=True)
-class Specialization(Result):
-    """Scatter of the two errors; scores of every mask over the pruning ratio."""
-
-    title: ClassVar[str] = "Figure 1: parameter specialization"
-    size: ClassVar[tuple[float, float]] = (11.0, 4.8)
-
-    generation: Tensor
-    understanding: Tensor
-
-    def paint(self, figure: Figure) -> None:
-        scatter, *panels = figure.subplots(1, 3)
-        x, y = (e.clamp_min(1e-12).log10().flatten() for e in (self.generation, self.understanding))
-        kinds = roles(self.generation, self.understanding).flatten()
-        for k, colour in enumerate((COLOURS[0], COLOURS[1], COLOURS[4], FAINT)):
-            here = kinds == k
-            scatter.scatter(x[here], y[here], s=3, color=colour, label=ROLES[k], linewidths=0, alpha=0.6)
-        scatter.set_xlabel("log10 error if zeroed, generation")
-        scatter.set_ylabel("log10 error if zeroed, understanding")
-        scatter.legend(frameon=False, markerscale=4, fontsize=7.5)
-        for axes, task in zip(panels, TASKS, strict=True):
-            mine = [r for r in self.table if r["part"] == task]
-            lines(axes, mine, "mask", "ratio")
-            axes.axhline(self.about["vanilla"][task], color=INK, lw=0.8, ls=":")
-            axes.set_xlabel("share of neurons pruned, all forwards")
-            axes.set_ylabel("overall score (dots: vanilla)")
-            axes.set_title(task, loc="left")
-        for axes in (scatter, *panels):
-            axes.spines[["top", "right"]].set_visible(False)
-
-
-def specialization(lab: Lab) -> Specialization:
+def specialization(lab: Lab) -> Result:
     """The scatter, the shares, and the experiment: each task pruned by its own mask, the other's, a shared one and
     random ones."""
-    generation, understanding = errors(lab, "generation"), errors(lab, "understanding")
+    generation, understanding = (errors(lab.engine, task, lab.size.samples) for task in TASKS)
     kinds = roles(generation, understanding)
-    shares = {name: float((kinds == k).float().mean()) for k, name in enumerate(ROLES)}
-    correlation = sum(map(spearman, generation, understanding)) / len(generation)
-    rows: list[Row] = [{"part": "neurons", "mask": name, "share": share} for name, share in shares.items()]
-    known = arms(lab, generation, understanding)
-    verdicts: list[Claim] = []
-    vanilla: dict[str, float] = {}
+    masks = {role: kinds == k for k, role in enumerate(ROLES)}
+    shares = {role: float(mask.float().mean()) for role, mask in masks.items()}
+    correlations = [spearman(g, u) for g, u in zip(generation, understanding, strict=True)]
+    rows: list[Row] = [{"part": "neurons", "mask": role, "share": share} for role, share in shares.items()]
+    claims = [
+        Claim(
+            "only a small subset of neurons is important for both tasks",
+            f"of a layer's top {CRITICAL:.0%} for each task, {shares['shared'] / CRITICAL:.0%} are shared "
+            f"({CRITICAL:.0%} by chance); rank correlation of the errors {sum(correlations) / len(correlations):+.2f}",
+            holds(shares["shared"] < CRITICAL / 3, shares["shared"] > CRITICAL / 2),
+        )
+    ]
+    known, vanilla = with_masks(lab, generation, understanding), {}
     for task in TASKS:
-        vanilla[task], more, found = experiment(lab, task, known)
+        vanilla[task], more, claim = experiment(lab, task, known)
         rows += more
-        verdicts.append(found)
-    chance = CRITICAL**2
-    first = Claim(
-        "only a small subset of neurons is important for both tasks",
-        f"of a layer's top {CRITICAL:.0%} for each task, {shares['shared'] / CRITICAL:.0%} are shared "
-        f"({chance / CRITICAL:.0%} by chance); rank correlation of the errors {correlation:+.2f}",
-        "yes" if shares["shared"] < CRITICAL / 3 else "no" if shares["shared"] > CRITICAL / 2 else "unclear",
-    )
+        claims.append(claim)
     about = lab.about(
         vanilla=vanilla,
         samples=lab.size.samples,
         images=len(lab.dpg.texts),
         questions=len(lab.und.items),
-        **({} if lab.size.mask_steps is None else {"steps": lab.size.mask_steps}),
-        rank_correlation=[spearman(g, u) for g, u in zip(generation, understanding, strict=True)],
+        steps=lab.size.mask_steps or lab.steps,
+        rank_correlation=correlations,
     )
-    return Specialization(tuple(rows), (first, *verdicts), about, generation, understanding)
+    paint = partial(figures.specialization, (generation, understanding), masks)
+    return Result("Figure 1: parameter specialization", rows, claims, about, paint, 4.8)
 
 
 def experiment(lab: Lab, task: Task, known: Calibration) -> tuple[float, list[Row], Claim]:
-    """(vanilla score, rows, verdict) of pruning one task with every mask, in all forwards."""
+    """(vanilla score, rows, claim) of pruning one task with every mask, in all forwards."""
     other = next(t for t in TASKS if t != task)
-    masks = {
-        "own": task,
-        "other task's": other,
-        "shared": "shared",
-        "own by Eq. 1": f"{task} by Eq. 1",
-        **{f"random {k}": f"random {k}" for k in range(lab.size.arms)},
+    random = [f"random {k}" for k in range(lab.size.seeds)]
+    masks = {"own": task, "other task's": other, "shared": "shared", "own by Eq. 1": f"{task} by Eq. 1"}
+    masks |= {name: name for name in random}
+    ratios, steps = sorted(RATIOS[: max(2, lab.size.points // 2)]), lab.size.mask_steps
+    chosen = [(ratio, mask) for ratio in ratios for mask in masks]
+    cases = [Case("vanilla", exact(), steps)]
+    for ratio, mask in chosen:
+        name = f"{mask} {ratio:g}"
+        cases.append(Case(name, Recipe((FFNPrune(task, ratio, 0.0, masks[mask]),), name), steps, known))
+    found = compare(lab, lab.dpg if task == "generation" else lab.und, cases, timed=False)
+    base, outcomes = found[0], dict(zip(chosen, found[1:], strict=True))
+    rows = [{"part": task, "mask": mask, "ratio": r} | o.row("Overall") for (r, mask), o in outcomes.items()]
+    less = {
+        name: pooled([(outcomes[r, mask].scores, outcomes[r, "own"].scores) for r in ratios for mask in against])
+        for name, against in (("other task's", ["other task's"]), ("shared", ["shared"]), ("random", random))
     }
-    ratios = sorted(RATIOS[: max(2, lab.size.points // 2)])
-    steps = lab.size.mask_steps
-    field = [Contender("vanilla", exact(), steps)]
-    labels = [(ratio, mask) for ratio in ratios for mask in masks]
-    for ratio, mask in labels:
-        prune = FFNPrune(task, ratio, 0.0, masks[mask])
-        field.append(Contender(f"{mask} {ratio:g}", Recipe((prune,), f"{mask} {ratio:g}"), steps, known))
-    run = drawing(lab, lab.dpg, field, timed=False) if task == "generation" else answering(lab, field, timed=False)
-    rows = [
-        {"part": task, "mask": mask, "ratio": ratio} | p.row("Overall")
-        for (ratio, mask), p in zip(labels, run[1:], strict=True)
-    ]
-    sheets = {label: p.sheet for label, p in zip(labels, run[1:], strict=True)}
-    own_against = {
-        mask: pooled([(sheets[r, mask], sheets[r, "own"]) for r in ratios]) for mask in ("other task's", "shared")
-    }
-    random = pooled([(sheets[r, m], sheets[r, "own"]) for r in ratios for m in masks if m.startswith("random")])
-    theirs = own_against["other task's"]
-    holds = "yes" if theirs.significant and theirs.value > 0 else "no" if theirs.high < 0.01 else "unclear"
-    text = "; ".join(f"{m}: {d}" for m, d in [*own_against.items(), ("random", random)])
-    claim = Claim(f"{task} is best pruned with its own mask", f"own mask less {text}", holds)  # type: ignore[arg-type]
-    return run[0].sheet.overall.value, rows, claim
+    theirs = less["other task's"]
+    claim = Claim(
+        f"{task} is best pruned with its own mask",
+        "own mask less " + "; ".join(f"{name}: {change}" for name, change in less.items()),
+        holds(theirs.significant and theirs.value > 0, theirs.high < 0.01),
+    )
+    return base.scores.overall.value, rows, claim

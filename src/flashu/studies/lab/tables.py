@@ -1,149 +1,140 @@
-"""Tables 1 to 3: vanilla against FlashU, understanding and generation, score and latency."""
+"""Tables 1 to 5: FlashU against vanilla on both tasks, and what each of its parts gives and costs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
 
 from flashu.evaluation import scenes_questions as und
-from flashu.plan.recipe import UnderstandingConfig, exact, paper
-from flashu.studies.lab.contest import Contender, Place, answering, drawing
-from flashu.studies.lab.lab import LONG, Lab, Suite
-from flashu.studies.lab.result import COLOURS, Claim, Holds, Result, bounds, loss_within, reaches
-from flashu.studies.lab.rivals import tuned
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-VANILLA, FLASHU = "vanilla", "FlashU"
-OTHER_SIDE = "FlashU, other side"
-"""FlashU with the visual tokens of smallest value norm dropped, where the paper drops the largest."""
+from flashu.plan.methods import METHODS
+from flashu.plan.recipe import FlashUConfig, Recipe, UnderstandingConfig, paper
+from flashu.studies.lab import figures
+from flashu.studies.lab.cases import GENERATION_PARTS, UNDERSTANDING_PARTS, Case, flashu, tuned, vanilla
+from flashu.studies.lab.compare import LONG, LONGER, OVER_ORIGINAL, SECONDS, SPEEDUP, Outcome, compare
+from flashu.studies.lab.lab import Lab
+from flashu.studies.lab.result import Claim, Result, holds, loss_within, ratio, reaches
 
 
-@dataclass(frozen=True)
-class TableResult(Result):
-    """Bars per column with intervals."""
-
-    title: ClassVar[str] = ""
-    size: ClassVar[tuple[float, float]] = (11.0, 4.6)
-
-    def paint(self, figure: Figure) -> None:
-        axes = figure.subplots()
-        rows = self.rows()
-        columns = [c for c in rows[0] if f"{c} n" in rows[0]]
-        width = 0.8 / len(rows)
-        for k, row in enumerate(rows):
-            pairs = [bounds([row], c) for c in columns]
-            values = [v[0] for v, _ in pairs]
-            errors = [[e[0][0] for _, e in pairs], [e[1][0] for _, e in pairs]]
-            at = [x + (k - (len(rows) - 1) / 2) * width for x in range(len(columns))]
-            label = f"{row['method']}\n{row['speed-up']:.2f}x, {row['over original']:.2f}x the original"
-            axes.bar(at, values, 0.9 * width, yerr=errors, color=COLOURS[k], label=label, capsize=2, ecolor="#00000088")
-        axes.set_xticks(range(len(columns)), [f"{c}\nn = {rows[0][f'{c} n']}" for c in columns])
-        axes.set_ylim(0, 1.02)
-        axes.set_ylabel("score")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8.5, ncols=len(rows), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-
-
-@dataclass(frozen=True)
-class Table1(TableResult):
-    title: ClassVar[str] = "Table 1: questions, vanilla against FlashU"
-
-
-@dataclass(frozen=True)
-class Table2(TableResult):
-    title: ClassVar[str] = "Table 2: GenEval, vanilla against FlashU"
-
-
-@dataclass(frozen=True)
-class Table3(TableResult):
-    title: ClassVar[str] = "Table 3: dense prompts, vanilla against FlashU"
-
-
-def table1(lab: Lab) -> Table1:
+def table1(lab: Lab) -> Result:
     """Five question suites; FlashU as published, with the other pruning side, and the tuned presets."""
     other = replace(UnderstandingConfig(), token_side="smallest")
-    contenders = [
-        Contender(VANILLA, exact()),
-        Contender(FLASHU, paper()),
-        Contender(OTHER_SIDE, replace(paper(), name="other side", methods=other.methods())),
-        *tuned(lab),
-    ]
-    places = answering(lab, contenders, blind=True)
-    base, fast, turned, *found = places
-    assert fast.change is not None
-    assert turned.change is not None
+    turned = Case("FlashU, other side", replace(paper(), name="other side", methods=other.methods()))
+    cases = [vanilla(), flashu(), turned, *tuned(lab)]
+    base, fast, smallest, *found = outcomes = compare(lab, lab.und, cases, blind=True)
+    blind, seen = (base.scores.scores()[c] for c in (und.BLIND, und.VISION))
     # Mean relative change of the six scores of the 7B model in Table 1.
-    claimed = -0.07 * base.sheet.overall.value
-    blind, seen = (base.sheet.scores()[c] for c in (und.BLIND, und.VISION))
-    claims = (
+    claimed = -0.07 * base.scores.overall.value
+    claims = [
         *_speed("1.78x on questions (7B)", fast, 1.78),
-        Claim("the scores fall by 7 % on average", f"{fast.change}", loss_within(fast.change, claimed)),
+        Claim("the scores fall by 7 % on average", f"{fast.change}", loss_within(fast.changed, claimed)),
         Claim(
             "the visual tokens with the largest value norms are the ones to drop",
-            f"dropping the smallest instead: {turned.change} against vanilla",
-            "yes"
-            if fast.change.low > turned.change.high
-            else "no"
-            if turned.change.low > fast.change.high
-            else "unclear",
+            f"dropping the smallest instead: {smallest.change} against vanilla",
+            holds(fast.changed.low > smallest.changed.high, smallest.changed.low > fast.changed.high),
         ),
-        *(claim for place in found[:1] for claim in _bar(place, 1.78)),
+        *_preset(found, 1.78),
         Claim(
             "(benchmark) the vision suite needs the image",
             f"seen {seen}, empty board {blind}",
-            _yes(seen.low > blind.high),
+            holds(seen.low > blind.high),
         ),
-    )
-    return Table1(tuple(p.row() for p in places), claims, lab.about(questions=len(lab.und.items)))
+    ]
+    rows, title = [o.row() for o in outcomes], "Table 1: questions, vanilla against FlashU"
+    return Result(title, rows, claims, lab.about(questions=len(lab.und.items)), figures.table, 4.6)
 
 
-def table2(lab: Lab) -> Table2:
+def table2(lab: Lab) -> Result:
     """The six categories of GenEval."""
-    places, claims = _generation(lab, lab.geneval, "2.01x on GenEval (1.5B)", 2.01, "overall 0.73 -> 0.71", -0.02)
-    return Table2(tuple(p.row() for p in places), claims, lab.about(images=len(lab.geneval.texts)))
+    outcomes = compare(lab, lab.geneval, [vanilla(), flashu(), *tuned(lab)])
+    claims = _generation(outcomes, "2.01x on GenEval (1.5B)", 2.01, "overall 0.73 -> 0.71", -0.02)
+    rows, title = [o.row() for o in outcomes], "Table 2: GenEval, vanilla against FlashU"
+    return Result(title, rows, claims, lab.about(images=len(lab.geneval.texts)), figures.table, 4.6)
 
 
-def table3(lab: Lab) -> Table3:
+def table3(lab: Lab) -> Result:
     """Dense prompts, fact by fact."""
-    places, claims = _generation(lab, lab.dpg, "1.85x on DPG-Bench (1.5B)", 1.85, "overall 85.0 -> 84.1", -0.009)
-    rows = tuple(p.row(*(c for c in p.sheet.columns if c != "Facts")) for p in places)
-    return Table3(rows, claims, lab.about(images=len(lab.dpg.texts)))
+    outcomes = compare(lab, lab.dpg, [vanilla(), flashu(), *tuned(lab)])
+    claims = _generation(outcomes, "1.85x on DPG-Bench (1.5B)", 1.85, "overall 85.0 -> 84.1", -0.009)
+    rows = [o.row(*(c for c in o.scores.columns if c != "Facts")) for o in outcomes]
+    title = "Table 3: dense prompts, vanilla against FlashU"
+    return Result(title, rows, claims, lab.about(images=len(lab.dpg.texts)), figures.table, 4.6)
 
 
-def _generation(
-    lab: Lab, suite: Suite, speed: str, times: float, score: str, loss: float
-) -> tuple[list[Place], tuple[Claim, ...]]:
-    places = drawing(lab, suite, [Contender(VANILLA, exact()), Contender(FLASHU, paper()), *tuned(lab)])
-    change = places[1].change
-    assert change is not None
-    bars = [claim for place in places[2:3] for claim in _bar(place, 3.0)]
-    return places, (*_speed(speed, places[1], times), Claim(score, str(change), loss_within(change, loss)), *bars)
+def _generation(outcomes: Sequence[Outcome], speed: str, times: float, score: str, loss: float) -> list[Claim]:
+    _, fast, *found = outcomes
+    within = Claim(score, str(fast.change), loss_within(fast.changed, loss))
+    return [*_speed(speed, fast, times), within, *_preset(found, 3.0)]
 
 
-def _speed(claimed: str, place: Place, times: float) -> tuple[Claim, Claim]:
+def _speed(claimed: str, outcome: Outcome, times: float) -> list[Claim]:
     """The claim about a speed-up over the released program, which is what the paper had, and over the exact runtime."""
-    pace, long = place.pace, place.long
-    assert pace is not None
-    over = [f"{pace.over_original}", *([f"{long.over_original} for answers of {LONG} tokens"] if long else [])]
-    faster = [f"{pace.faster}", *([f"{long.faster} for answers of {LONG} tokens"] if long else [])]
-    return (
-        Claim(f"{claimed}, over the original program", "; ".join(over), reaches(pace.over_original.seconds, times)),
-        Claim("(stricter) as much over the exact runtime", "; ".join(faster), reaches(pace.faster.seconds, times)),
-    )
+    texts = {
+        OVER_ORIGINAL: f"{claimed}, over the original program",
+        SPEEDUP: "(stricter) as much over the exact runtime",
+    }
+    claims = []
+    for column, text in texts.items():
+        short, long = outcome.times[column], outcome.times.get(LONGER[column])
+        measured = ratio(short) + (f"; {ratio(long)} for answers of {LONG} tokens" if long else "")
+        claims.append(Claim(text, measured, reaches(short.median, times)))
+    return claims
 
 
-def _bar(place: Place, times: float) -> tuple[Claim, ...]:
-    """Our own bar for a tuned preset: this fast, with its loss stated."""
-    change = place.change
-    assert change is not None
-    lost = change.significant and change.value < 0
-    return (
-        *_speed(f"(bar) {place.label}: {times:g}x", place, times),
-        Claim(f"(bar) {place.label}: no significant loss", str(change), _yes(not lost)),
-    )
+def _preset(found: Sequence[Outcome], times: float) -> list[Claim]:
+    """Our own target for the careful tuned preset, if this model has one: this fast, with its loss stated."""
+    claims: list[Claim] = []
+    for preset in found[:1]:
+        lost = preset.changed.significant and preset.changed.value < 0
+        claims += _speed(f"(bar) {preset.label}: {times:g}x", preset, times)
+        claims.append(Claim(f"(bar) {preset.label}: no significant loss", str(preset.change), holds(not lost)))
+    return claims
 
 
-def _yes(fact: bool) -> Holds:
-    return "yes" if fact else "no"
+# -- Tables 4 and 5 ----------------------------------------------------------------------------------------------------
+def never_full() -> Recipe:
+    """FlashU without the Hybrid FFN: the pruned one to the end."""
+    base = paper()
+    pruned = tuple(replace(m, tau=0.0) if m.name == "ffn_prune" else m for m in base.methods)  # type: ignore[call-arg]
+    return replace(base, methods=pruned, name="without hybrid")
+
+
+def ablation(lab: Lab) -> Result:
+    """Generation on dense prompts, as in the paper; understanding on the five suites."""
+    fewer = FlashUConfig(r_p=0, r_LS=0, T_cache=1, s_low=1).recipe("fewer steps")
+    cases = [
+        vanilla(),
+        flashu(),
+        *(Case(label, paper().without(name)) for label, name in GENERATION_PARTS.items()),
+        Case("without hybrid", never_full()),
+        Case("FFN pruning only", paper().without(*(METHODS.keys() - {"ffn_prune"}))),
+        Case("fewer steps only", fewer),
+    ]
+    drawn = compare(lab, lab.dpg, cases)
+    parts = [Case(label, paper().without(name)) for label, name in UNDERSTANDING_PARTS.items()]
+    answered = compare(lab, lab.und, [vanilla(), flashu(), *parts])
+    rows = [{"task": "generation"} | o.row("Facts") for o in drawn]
+    rows += [{"task": "understanding"} | o.row("Vision") for o in answered]
+    about = lab.about(images=len(lab.dpg.texts), questions=len(lab.und.items))
+    return Result("Tables 4 and 5: ablation", rows, _parts(drawn), about, figures.ablation, 4.8)
+
+
+def _parts(drawn: Sequence[Outcome]) -> list[Claim]:
+    by = {o.label: o for o in drawn}
+    whole = by["FlashU"]
+    hybrid = whole.scores.against(by["without hybrid"].scores)
+    gains = {label: whole.times[SECONDS].speedup(by[label].times[SECONDS]).median for label in GENERATION_PARTS}
+    most = max(gains, key=lambda label: gains[label])
+    pruning = by["FFN pruning only"].speedup
+    return [
+        Claim(
+            "the Hybrid FFN prevents a significant drop",
+            f"with it, against without: {hybrid}",
+            holds(hybrid.significant and hybrid.value > 0, hybrid.high < 0.005),
+        ),
+        Claim(
+            "adaptive guidance and layer skipping bring most of the speed",
+            f"largest single gain: {most.removeprefix('without ')} ({gains[most]:.2f}x)",
+            holds("guidance" in most or "layer" in most),
+        ),
+        Claim("FFN pruning alone: 1.23x", f"{pruning:.2f}x", reaches(pruning, 1.23)),
+    ]

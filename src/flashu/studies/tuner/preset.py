@@ -1,77 +1,71 @@
-"""The tuner's result: finalists measured on fresh items and by the clock, one chosen, written with its evidence."""
+"""A preset file: finalists measured on fresh items and by the clock, the fastest chosen, written with its evidence."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flashu.errors import FlashUError, RecipeError
+from flashu.evaluation.statistics import Spread
 from flashu.plan import Task
 from flashu.plan.recipe import Recipe, exact, paper
-from flashu.studies.lab.lab import Lab, Timing
-from flashu.studies.tuner.search import Search, Tried
+from flashu.studies.lab.lab import Lab
+from flashu.studies.tuner.search import Candidate, Search
 
 VANILLA, PAPER = "exact", "paper"
 
 
 @dataclass(frozen=True, eq=False)
-class Final:
-    """A finalist on items no trial saw; ``seconds`` of one request in a run that took all finalists, the full model
-    and the paper's preset (None where the model has no room for it) in turns."""
+class Finalist:
+    """A candidate on items no trial saw; ``seconds`` of one request in a run that took all finalists, the full model
+    and the paper's preset (None where the model lacks what it needs) in turns. ``keeps``: the budget."""
 
-    tried: Tried
-    seconds: Timing
-    exact: Timing
-    paper: Timing | None
+    found: Candidate
+    seconds: Spread
+    exact: Spread
+    paper: Spread | None
     keeps: bool
 
     def to_dict(self) -> dict[str, Any]:
-        t = self.tried
+        found, own = self.found, self.seconds
         return {
-            "recipe": t.recipe.to_dict(),
-            "score": asdict(t.score),
-            "difference": asdict(t.difference) | {"significant": t.difference.significant},
-            "flops_ratio": 1 / t.cost,
-            "seconds": asdict(self.seconds),
-            "exact_seconds": self.exact.seconds,
-            "speedup_over_exact": self.seconds.speedup(self.exact).seconds,
-            "speedup_over_paper": None if self.paper is None else self.seconds.speedup(self.paper).seconds,
+            "recipe": found.recipe.to_dict(),
+            "score": asdict(found.score),
+            "difference": asdict(found.difference) | {"significant": found.difference.significant},
+            "flops_ratio": 1 / found.cost,
+            "seconds": {"turns": own.values, "seconds": own.median, "low": own.low, "high": own.high},
+            "exact_seconds": self.exact.median,
+            "speedup_over_exact": own.speedup(self.exact).median,
+            "speedup_over_paper": None if self.paper is None else own.speedup(self.paper).median,
             "keeps_budget": self.keeps,
         }
 
 
-def confirmed(search: Search, lab: Lab, finalists: Sequence[Tried], rounds: Sequence[int]) -> list[Final]:
-    """Finalists, and the paper's preset as the last, on fresh rounds and by the clock."""
-    recipes = [replace(t.recipe, name=f"finalist {k}") for k, t in enumerate(finalists, 1)]
-    recipes += [paper()] if fits(search, paper()) else []
-    engines = {r.name: (lab.engine_of(r), None) for r in [exact(), *recipes]}
-    times = lab.times(engines, search.task)
-    finals = []
+def confirmed(search: Search, lab: Lab, best: Sequence[Candidate], rounds: Sequence[int]) -> list[Finalist]:
+    """The best, and the paper's preset as the last, on fresh rounds and by the clock."""
+    recipes = [replace(c.recipe, name=f"finalist {k}") for k, c in enumerate(best, 1)]
+    with suppress(RecipeError):  # the model may lack what the paper's preset needs
+        search.cost(paper())
+        recipes.append(paper())
+    times = lab.times({r.name: (lab.engine_of(r), None) for r in [exact(), *recipes]}, search.task)
+    finalists = []
     for recipe in recipes:
-        tried = search.judged(recipe, rounds, early=False)
-        kept = search.keeps(tried, rounds)
-        finals.append(Final(tried, times[recipe.name], times[VANILLA], times.get(PAPER), kept))
-    return finals
+        found = search.measure(recipe, rounds, early=False)
+        own, keeps = times[recipe.name], search.keeps(found, rounds)
+        finalists.append(Finalist(found, own, times[VANILLA], times.get(PAPER), keeps))
+    return finalists
 
 
-def fits(search: Search, recipe: Recipe) -> bool:
-    """Whether the model has every room the recipe works on."""
-    try:
-        search.cost(recipe)
-    except RecipeError:
-        return False
-    return True
-
-
-def chosen(finals: Sequence[Final]) -> Final:
+def chosen(finalists: Sequence[Finalist]) -> Finalist:
     """The fastest by the clock of those that kept the budget on fresh items."""
-    kept = [f for f in finals if f.keeps]
+    kept = [f for f in finalists if f.keeps]
     if not kept:
         raise FlashUError("no finalist keeps the budget on fresh items: search on more items or lower the budget")
-    return max(kept, key=lambda f: f.seconds.speedup(f.exact).seconds)
+    return max(kept, key=lambda f: f.seconds.speedup(f.exact).median)
 
 
 def joined(name: str, task: Task, recipe: Recipe, evidence: dict[str, Any], other: Path | None) -> dict[str, Any]:

@@ -1,31 +1,35 @@
-"""The search: cheap recipes that keep the score, by a multi-objective study that can be taken up again."""
+"""The search: cheap recipes that keep the score, by a multi-objective study that can be resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flashu.errors import FlashUError, RecipeError
 from flashu.evaluation.score_table import ScoreTable
 from flashu.evaluation.statistics import Difference, Score
 from flashu.plan import Task
 from flashu.plan.recipe import Recipe, exact
+from flashu.studies.frontier import frontier
 from flashu.studies.tuner.budget import Budget
-from flashu.studies.tuner.judge import Judge, merged
+from flashu.studies.tuner.scorer import merged
 from flashu.studies.tuner.space import draft, known
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
+    from optuna import Study
 
 STARTUP = 14
 """Trials before the sampler learns from them, the known ones included."""
 
 
+class Scores(Protocol):
+    def score(self, recipe: Recipe, number: int) -> ScoreTable: ...
+
+
 @dataclass(frozen=True, eq=False)
-class Tried:
+class Candidate:
     """A recipe with its score over ``rounds``, its difference to vanilla there, and its FLOPs relative to vanilla's.
     ``stopped``: its score was out of reach before the last round."""
 
@@ -42,7 +46,7 @@ class Search:
     """``cost``: FLOPs of a recipe relative to vanilla's; ``rounds``: most rounds of a trial, the later rounds are
     never searched on."""
 
-    judge: Judge
+    scorer: Scores
     task: Task
     layers: int
     budget: Budget
@@ -66,9 +70,9 @@ class Search:
         study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials), n_startup_trials=STARTUP)
         return study
 
-    def run(self, study: Study, trials: int, tick: Callable[[Study], None] = lambda _: None) -> None:
+    def run(self, study: Study, trials: int, tick: Callable[[], object] = lambda: None) -> None:
         """Until ``trials`` are finished, those of earlier runs included. A trial that was interrupted is tried again
-        first and not counted."""
+        first and not counted. ``tick`` is called after each."""
         state = the_optuna().trial.TrialState
         for interrupted in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
             study.tell(interrupted.number, state=state.FAIL)
@@ -81,68 +85,60 @@ class Search:
             trial = study.ask()
             recipe = draft(trial, self.task, self.layers)
             try:
-                tried = self.judged(recipe, range(self.rounds))
+                found = self.measure(recipe, range(self.rounds))
             except RecipeError:  # the model lacks what a setting needs
                 study.tell(trial, state=state.PRUNED)
             else:
-                study.tell(trial, self._values(trial, tried))
-            tick(study)
+                trial.set_user_attr("recipe", recipe.to_dict())
+                trial.set_user_attr("tried", {key: v for key, v in asdict(found).items() if key != "recipe"})
+                short = self._need(range(found.rounds)) - found.score.value
+                # Below the budget no saving counts: the sampler is given a cost above vanilla's.
+                study.tell(trial, (found.score.value, 1 + short if short > 0 else found.cost))
+            tick()
 
-    def _values(self, trial: Trial, tried: Tried) -> tuple[float, float]:
-        trial.set_user_attr("recipe", tried.recipe.to_dict())
-        told = {"score": asdict(tried.score), "difference": asdict(tried.difference), "cost": tried.cost}
-        trial.set_user_attr("tried", told | {"rounds": tried.rounds, "stopped": tried.stopped})
-        short = self._need(range(tried.rounds)) - tried.score.value
-        # Below the budget no saving counts: the sampler is told a cost above vanilla's.
-        return tried.score.value, 1 + short if short > 0 else tried.cost
-
-    def judged(self, recipe: Recipe, rounds: Sequence[int], early: bool = True) -> Tried:
-        """A recipe round by round, until its score is surely below the budget: when even the upper end of its paired
-        difference to vanilla is."""
+    def measure(self, recipe: Recipe, rounds: Sequence[int], early: bool = True) -> Candidate:
+        """A recipe round by round, if ``early`` until its score is surely below the budget: when even the upper end of
+        its paired difference to vanilla is."""
         cost = self.cost(recipe)
-        sheets: list[ScoreTable] = []
+        tables: list[ScoreTable] = []
         while True:
-            sheets.append(self.judge.sheet(recipe, rounds[len(sheets)]))
-            done = rounds[: len(sheets)]
-            whole, base = merged(sheets), self.base(done)
+            tables.append(self.scorer.score(recipe, rounds[len(tables)]))
+            done = rounds[: len(tables)]
+            whole, base = merged(tables), self.base(done)
             change = whole.against(base)
-            last = len(sheets) == len(rounds)
             hopeless = early and base.overall.value + change.high < self._need(done)
-            if last or hopeless:
-                return Tried(recipe, whole.overall, change, cost, len(sheets), hopeless)
+            if hopeless or len(tables) == len(rounds):
+                return Candidate(recipe, whole.overall, change, cost, len(tables), hopeless)
 
     def base(self, rounds: Sequence[int]) -> ScoreTable:
-        """Vanilla's work in these rounds."""
+        """Vanilla's scores in these rounds."""
         for number in rounds:
             if number not in self.vanilla:
-                self.vanilla[number] = self.judge.sheet(exact(), number)
+                self.vanilla[number] = self.scorer.score(exact(), number)
         return merged([self.vanilla[number] for number in rounds])
 
     def _need(self, rounds: Sequence[int]) -> float:
         return self.budget.need(self.base(rounds).overall.value)
 
-    def keeps(self, tried: Tried, rounds: Sequence[int]) -> bool:
-        return not tried.stopped and tried.score.value >= self._need(rounds)
+    def keeps(self, found: Candidate, rounds: Sequence[int]) -> bool:
+        return not found.stopped and found.score.value >= self._need(rounds)
 
-    def finalists(self, study: Study, most: int) -> list[Tried]:
+    def finalists(self, study: Study, most: int) -> list[Candidate]:
         """Recipes within the budget, the cheapest first; of those as cheap, the better."""
-        tried = [t for t in finished(study) if t.rounds == self.rounds]
-        within = [t for t in tried if self.keeps(t, range(self.rounds))]
+        within = [c for c in self._whole(study) if self.keeps(c, range(self.rounds))]
         if not within:
             raise FlashUError(f"no recipe tried keeps {self.budget}: allow more trials or a lower budget")
-        within.sort(key=lambda t: (t.cost, -t.score.value))
-        return within[:most]
+        return sorted(within, key=lambda c: (c.cost, -c.score.value))[:most]
 
-    def frontier(self, study: Study) -> list[Tried]:
+    def frontier(self, study: Study) -> list[Candidate]:
         """The trials that no other beats in both score and cost, as searched."""
-        tried = [t for t in finished(study) if t.rounds == self.rounds]
-        points = {(t.score.value, t.cost) for t in tried}
+        found = self._whole(study)
+        ahead = frontier([(c.score.value, -c.cost) for c in found])
+        return sorted((c for c, first in zip(found, ahead, strict=True) if first), key=lambda c: c.cost)
 
-        def beaten(t: Tried) -> bool:
-            mine = (t.score.value, t.cost)
-            return any(p != mine and p[0] >= mine[0] and p[1] <= mine[1] for p in points)
-
-        return sorted((t for t in tried if not beaten(t)), key=lambda t: t.cost)
+    def _whole(self, study: Study) -> list[Candidate]:
+        """What trials of all rounds found."""
+        return [c for c in candidates(study) if c.rounds == self.rounds]
 
 
 def counted(study: Study) -> int:
@@ -151,23 +147,15 @@ def counted(study: Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(state.COMPLETE, state.PRUNED)))
 
 
-def finished(study: Study) -> list[Tried]:
+def candidates(study: Study) -> list[Candidate]:
     """What finished trials found, every recipe once."""
-    done = [t for t in study.get_trials(deepcopy=False) if "tried" in t.user_attrs and t.state.is_finished()]
-    return list({str(t.user_attrs["recipe"]): recalled(t) for t in done}.values())
+    done = study.get_trials(deepcopy=False, states=(the_optuna().trial.TrialState.COMPLETE,))
+    return list({str(t.user_attrs["recipe"]): _candidate(**t.user_attrs) for t in done}.values())
 
 
-def recalled(trial: FrozenTrial) -> Tried:
-    """What a finished trial found."""
-    told: dict[str, Any] = trial.user_attrs["tried"]
-    return Tried(
-        Recipe.from_dict(trial.user_attrs["recipe"]),
-        Score(**told["score"]),
-        Difference(**told["difference"]),
-        told["cost"],
-        told["rounds"],
-        told["stopped"],
-    )
+def _candidate(recipe: dict[str, Any], tried: dict[str, Any]) -> Candidate:
+    scores = {"score": Score(**tried["score"]), "difference": Difference(**tried["difference"])}
+    return Candidate(Recipe.from_dict(recipe), **(tried | scores))
 
 
 def the_optuna() -> Any:

@@ -14,17 +14,19 @@ from flashu.inference.engine import Engine
 from flashu.models.weights import checkpoint_hash
 from flashu.plan import Task
 from flashu.plan.recipe import Recipe, exact
-from flashu.studies.lab.lab import REDUCED, Bars, Lab
+from flashu.studies.lab.lab import REDUCED, Lab, Progress, shown
 from flashu.studies.tuner.budget import Budget
-from flashu.studies.tuner.judge import judge_of
-from flashu.studies.tuner.preset import Final, chosen, confirmed, joined
-from flashu.studies.tuner.search import Search, counted, finished
+from flashu.studies.tuner.preset import Finalist, chosen, confirmed, joined
+from flashu.studies.tuner.scorer import Scorer
+from flashu.studies.tuner.search import Search, candidates, counted
 
 if TYPE_CHECKING:
     from optuna import Study
 
-ROUNDS, FRESH = 3, 4
-"""Rounds of a trial, and rounds of other items that its finalists must stand."""
+ROUNDS = range(3)
+"""Of a trial."""
+FRESH = range(3, 7)
+"""Rounds of other items, on which the finalists are measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,28 +34,28 @@ class Found:
     """What a search ended with."""
 
     task: Task
-    best: Final
-    finals: list[Final]
+    best: Finalist
+    finalists: list[Finalist]
     evidence: dict[str, Any]
 
     def file(self, name: str, evidence: dict[str, Any], other: Path | None) -> dict[str, Any]:
-        return joined(name, self.task, self.best.tried.recipe, evidence, other)
+        return joined(name, self.task, self.best.found.recipe, evidence, other)
 
     def table(self) -> Table:
-        shown = Table("recipe", "score", "change", "FLOPs", "over exact", "over paper", "methods", box=None)
-        for f in self.finals:
-            t, told = f.tried, f.to_dict()
-            ratios = [told[k] for k in ("flops_ratio", "speedup_over_exact", "speedup_over_paper")]
+        table = Table("recipe", "score", "change", "FLOPs", "over exact", "over paper", "methods", box=None)
+        for f in self.finalists:
+            found, facts = f.found, f.to_dict()
+            ratios = [facts[k] for k in ("flops_ratio", "speedup_over_exact", "speedup_over_paper")]
             speed = ["" if ratio is None else f"{ratio:.2f}x" for ratio in ratios]
             mark = "> " if f is self.best else "" if f.keeps else "- "
-            names = ", ".join(m.name for m in t.recipe.of(self.task)) or "none"
-            shown.add_row(mark + t.recipe.name, str(t.score), str(t.difference), *speed, names)
-        return shown
+            names = ", ".join(m.name for m in found.recipe.of(self.task)) or "none"
+            table.add_row(mark + found.recipe.name, str(found.score), str(found.difference), *speed, names)
+        return table
 
 
 @dataclass(frozen=True, eq=False)
 class Tuner:
-    """``items``: of a trial that is not stopped early. ``model``: how it is called."""
+    """``items``: of a trial that is not stopped early. ``model``: its name."""
 
     engine: Engine
     task: Task
@@ -61,71 +63,58 @@ class Tuner:
     items: int = 72
     seed: int = 0
     model: str = "scenes"
-    bars: Bars | None = None
+    progress: Progress | None = None
 
     def tune(self, trials: int, finalists: int, repeats: int, path: Path | None) -> Found:
         """``path``: the study's file; finished work is kept beside it."""
+        size = replace(REDUCED, repeats=repeats)
         with Ledger(None if path is None else path.with_suffix(".ledger.jsonl")) as ledger:
-            return self._tune(ledger, trials, finalists, repeats, path)
+            lab = Lab(self.engine, size, ledger, self.progress, self.model, self.seed)
+            search = self._search(lab)
+            study = search.study(path)
+            with shown(self.progress, f"trials, {self.task}", trials) as advance:
+                advance(counted(study))
+                search.run(study, trials, lambda: advance(1))
+            measured = confirmed(search, lab, search.finalists(study, finalists), FRESH)
+            best = chosen(measured)
+            return Found(self.task, best, measured, self._evidence(search, study, lab, measured, best))
 
-    def _tune(self, ledger: Ledger, trials: int, finalists: int, repeats: int, path: Path | None) -> Found:
-        lab = Lab(self.engine, replace(REDUCED, repeats=repeats), ledger, self.bars, self.model, self.seed)
-        search = self.search(lab)
-        study = search.study(path)
-        self._run(search, study, trials)
-        best = search.finalists(study, finalists)
-        finals = confirmed(search, lab, best, range(ROUNDS, ROUNDS + FRESH))
-        winner = chosen(finals)
-        return Found(self.task, winner, finals, self._evidence(search, study, lab, finals, winner))
+    def _search(self, lab: Lab) -> Search:
+        def flops(recipe: Recipe) -> int:
+            return lab.engine_of(recipe).explain(self.task).totals.flops
 
-    def search(self, lab: Lab) -> Search:
-        flops = self._flops(lab, exact())
-        judge = judge_of(self.task, lab.engine_of, max(1, self.items // ROUNDS), self.seed, lab.ledger)
+        full = flops(exact())
         return Search(
-            judge,
+            Scorer(self.task, lab.engine_of, max(1, self.items // len(ROUNDS)), self.seed, lab.ledger),
             self.task,
             self.engine.model.num_layers,
             self.budget,
-            lambda recipe: self._flops(lab, recipe) / flops,
-            ROUNDS,
+            lambda recipe: flops(recipe) / full,
+            len(ROUNDS),
             self.seed,
             f"{self.task} {checkpoint_hash(self.engine.model)[:12]} {self.items} {self.seed}",
         )
 
-    def _flops(self, lab: Lab, recipe: Recipe) -> int:
-        return lab.engine_of(recipe).explain(self.task).totals.flops
-
-    def _run(self, search: Search, study: Study, trials: int) -> None:
-        if self.bars is None:
-            return search.run(study, trials)
-        bars, task = self.bars, self.bars.add_task(f"trials, {self.task}", total=trials)
-        bars.advance(task, counted(study))
-        search.run(study, trials, lambda _: bars.advance(task))
-        bars.remove_task(task)
-        return None
-
-    def _evidence(self, search: Search, study: Study, lab: Lab, finals: list[Final], best: Final) -> dict[str, Any]:
-        rounds = range(ROUNDS, ROUNDS + FRESH)
-        tried = finished(study)
-        return (
-            best.to_dict()
-            | {
-                "budget": str(self.budget),
-                "vanilla": asdict(search.base(rounds).overall),
-                "n": best.tried.score.n,
-                "searched": {
-                    "recipes": len(tried),
-                    "stopped_early": sum(t.stopped for t in tried),
-                    "items": self.items,
-                    "rounds": list(range(ROUNDS)),
-                    "optuna": installed("optuna"),
-                },
-                "fresh_rounds": list(rounds),
-                "finalists": [f.to_dict() for f in finals],
-                "frontier": [
-                    {"recipe": t.recipe.to_dict()["methods"], "score": t.score.value, "flops_ratio": 1 / t.cost}
-                    for t in search.frontier(study)
-                ],
-            }
-            | lab.about(task=self.task)
-        )
+    def _evidence(
+        self, search: Search, study: Study, lab: Lab, finalists: list[Finalist], best: Finalist
+    ) -> dict[str, Any]:
+        tried = candidates(study)
+        own = {
+            "budget": str(self.budget),
+            "vanilla": asdict(search.base(FRESH).overall),
+            "n": best.found.score.n,
+            "searched": {
+                "recipes": len(tried),
+                "stopped_early": sum(c.stopped for c in tried),
+                "items": self.items,
+                "rounds": list(ROUNDS),
+                "optuna": installed("optuna"),
+            },
+            "fresh_rounds": list(FRESH),
+            "finalists": [f.to_dict() for f in finalists],
+            "frontier": [
+                {"recipe": c.recipe.to_dict()["methods"], "score": c.score.value, "flops_ratio": 1 / c.cost}
+                for c in search.frontier(study)
+            ],
+        }
+        return best.to_dict() | own | lab.about(task=self.task)

@@ -1,0 +1,128 @@
+"""The recipes that are compared: FlashU, its parts, presets, and the baselines it must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from flashu.inference.calibrate.calibration import Calibration
+from flashu.plan.methods import (
+    ChangeCache,
+    FewerSteps,
+    FFNPrune,
+    GuidanceInterval,
+    HeadCache,
+    LayerSkip,
+    Method,
+    TaylorCache,
+    TokenPrune,
+    UnconditionalReuse,
+)
+from flashu.plan.recipe import Recipe, exact, fast, paper, quality, shipped
+from flashu.studies.lab import inner
+
+if TYPE_CHECKING:
+    from flashu.studies.lab.lab import Lab
+
+VANILLA, FLASHU = "vanilla", "FlashU"
+TUNED = ("balanced", "fast")
+"""Presets the tuner found for a model, the careful one first."""
+STEPS = (10, 20, 4, 30, 14, 6, 8, 40)
+"""Euler steps of vanilla runs, the more informative first."""
+SOLVERS = {"adams": "Adams", "heun": "Heun", "unipc": "UniPC"}
+AGNOSTIC = "agnostic"
+GENERATION_PARTS = {
+    "without layer skipping": "layer_skip",
+    "without adaptive guidance": "adaptive_guidance",
+    "without head cache": "head_cache",
+    "without FFN pruning": "ffn_prune",
+}
+UNDERSTANDING_PARTS = {
+    "without layer skipping": "layer_skip",
+    "without FFN pruning": "ffn_prune",
+    "without token pruning": "token_prune",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A recipe under the name a table gives it; ``steps`` other than the model's; ``calibration`` other than the
+    lab's; ``kind``: the family of methods it belongs to."""
+
+    label: str
+    recipe: Recipe
+    steps: int | None = None
+    calibration: Calibration | None = None
+    kind: str = ""
+
+
+def vanilla() -> Case:
+    return Case(VANILLA, exact(), kind=VANILLA)
+
+
+def flashu() -> Case:
+    return Case(FLASHU, paper(), kind=FLASHU)
+
+
+def presets(lab: Lab) -> list[Case]:
+    own = (("FlashU fast", fast()), ("FlashU quality", quality()))
+    return [flashu(), *(Case(label, recipe, kind=FLASHU) for label, recipe in own), *tuned(lab)]
+
+
+def tuned(lab: Lab) -> list[Case]:
+    """The shipped presets that were tuned on this model."""
+    files = {name: shipped(name, lab.model) for name in TUNED}
+    return [Case(f"tuned {n}", Recipe.from_file(path), kind="tuned preset") for n, path in files.items() if path]
+
+
+def generation(lab: Lab) -> list[Case]:
+    """FlashU and its baselines for drawing."""
+    few = sorted((s for s in STEPS[: 2 * lab.size.points] if s < lab.steps), reverse=True)
+    return [
+        vanilla(),
+        *(Case(f"{VANILLA}, {s} steps", exact(), steps=s, kind="fewer Euler steps") for s in few),
+        *presets(lab),
+        *(solved(solver, s) for solver in ("adams", "unipc") for s in (6, 10, 20)),
+        *(solved("heun", s) for s in (10, 20)),
+        *(alone("cache", f"reuse, every {k} (FORA)", HeadCache("generation", k, 0.0)) for k in (2, 3, 5)),
+        *(alone("cache", f"Taylor, every {k} (TaylorSeer)", TaylorCache(interval=k)) for k in (3, 5)),
+        *(alone("cache", f"reuse below {c:g} (TeaCache idea)", ChangeCache(threshold=c)) for c in (0.05, 0.1)),
+        *(alone("guidance", f"guidance to {stop:.0%}", GuidanceInterval(stop=stop)) for stop in (0.5, 0.8)),
+        alone("guidance", "guidance from 20% to 80%", GuidanceInterval(start=0.2, stop=0.8)),
+        alone("guidance", "unconditional, every 5 (FasterCache idea)", UnconditionalReuse(interval=5)),
+        alone("pruning", "skip layers", LayerSkip("generation", 0.2, 10, 0.0)),
+        alone("pruning", "FFN pruning, own mask", FFNPrune("generation", 0.2, 0.0)),
+        alone("pruning", "FFN pruning, agnostic", FFNPrune("generation", 0.2, 0.0, AGNOSTIC), agnostic(lab)),
+    ]
+
+
+def understanding(lab: Lab) -> list[Case]:
+    """FlashU and its baselines for answering."""
+    return [
+        vanilla(),
+        *presets(lab),
+        alone("pruning", "skip layers", LayerSkip("understanding", 0.2, 10, 0.0)),
+        *(alone("pruning", f"drop {r:.0%}, largest norms", TokenPrune(ratio=r)) for r in (0.5, 0.75)),
+        *(alone("pruning", f"drop {r:.0%}, smallest norms", TokenPrune(ratio=r, side="smallest")) for r in (0.5, 0.75)),
+        *(alone("pruning", f"drop {r:.0%}, at random", TokenPrune(ratio=r, score="random")) for r in (0.5, 0.75)),
+        alone("pruning", "FFN pruning, own mask", FFNPrune("understanding", 0.2, 0.0)),
+        alone("pruning", "FFN pruning, agnostic", FFNPrune("understanding", 0.2, 0.0, AGNOSTIC), agnostic(lab)),
+    ]
+
+
+def alone(kind: str, label: str, method: Method, calibration: Calibration | None = None) -> Case:
+    return Case(label, Recipe((method,), label), calibration=calibration, kind=kind)
+
+
+def solved(solver: str, forwards: int) -> Case:
+    label = f"{SOLVERS[solver]}, {forwards} forwards"
+    recipe = Recipe((FewerSteps(steps=forwards),), label, solver=solver)
+    return Case(label, recipe, kind="better solver")
+
+
+def agnostic(lab: Lab) -> Calibration:
+    """The lab's calibration with a mask that knows no task: neurons by the size of their weights alone."""
+    size = torch.stack([weight.abs().sum(0) for weight in inner.down_projections(lab.engine)]).cpu()
+    return lab.calibration.with_scores(AGNOSTIC, size, {"from": "weights alone"})
