@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flashu.inference.calibrate.calibration import Calibration
+from flashu.plan import Task
 from flashu.plan.methods import (
     ChangeCache,
     FewerSteps,
@@ -33,29 +35,27 @@ STEPS = (10, 20, 4, 30, 14, 6, 8, 40)
 """Euler steps of vanilla runs, the more informative first."""
 SOLVERS = {"adams": "Adams", "heun": "Heun", "unipc": "UniPC"}
 AGNOSTIC = "agnostic"
-GENERATION_PARTS = {
-    "without layer skipping": "layer_skip",
-    "without adaptive guidance": "adaptive_guidance",
-    "without head cache": "head_cache",
-    "without FFN pruning": "ffn_prune",
+PARTS = {
+    "layer skipping": "layer_skip",
+    "adaptive guidance": "adaptive_guidance",
+    "head cache": "head_cache",
+    "FFN pruning": "ffn_prune",
+    "token pruning": "token_prune",
 }
-UNDERSTANDING_PARTS = {
-    "without layer skipping": "layer_skip",
-    "without FFN pruning": "ffn_prune",
-    "without token pruning": "token_prune",
-}
+"""FlashU's methods."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
     """A recipe under the name a table gives it; ``steps`` other than the model's; ``calibration`` other than the
-    lab's; ``kind``: the family of methods it belongs to."""
+    lab's; ``kind``: the family of methods it belongs to; ``cells`` that its row begins with, such as its settings."""
 
     label: str
     recipe: Recipe
     steps: int | None = None
     calibration: Calibration | None = None
     kind: str = ""
+    cells: Mapping[str, Any] = field(default_factory=dict)
 
 
 def vanilla() -> Case:
@@ -64,6 +64,12 @@ def vanilla() -> Case:
 
 def flashu() -> Case:
     return Case(FLASHU, paper(), kind=FLASHU)
+
+
+def without_parts(task: Task) -> list[Case]:
+    """FlashU less each of its methods for a task."""
+    names = {method.name for method in paper().of(task)}
+    return [Case(f"without {part}", paper().without(name)) for part, name in PARTS.items() if name in names]
 
 
 def presets(lab: Lab) -> list[Case]:
@@ -82,7 +88,7 @@ def generation(lab: Lab) -> list[Case]:
     few = sorted((s for s in STEPS[: 2 * lab.size.points] if s < lab.steps), reverse=True)
     return [
         vanilla(),
-        *(Case(f"{VANILLA}, {s} steps", exact(), steps=s, kind="fewer Euler steps") for s in few),
+        *(Case(f"{VANILLA}, {s} steps", exact(), s, kind="fewer Euler steps") for s in few),
         *presets(lab),
         *(solved(solver, s) for solver in ("adams", "unipc") for s in (6, 10, 20)),
         *(solved("heun", s) for s in (10, 20)),
@@ -113,13 +119,12 @@ def understanding(lab: Lab) -> list[Case]:
 
 
 def alone(kind: str, label: str, method: Method, calibration: Calibration | None = None) -> Case:
-    return Case(label, Recipe((method,), label), calibration=calibration, kind=kind)
+    return Case(label, Recipe((method,), label), None, calibration, kind)
 
 
 def solved(solver: str, forwards: int) -> Case:
     label = f"{SOLVERS[solver]}, {forwards} forwards"
-    recipe = Recipe((FewerSteps(steps=forwards),), label, solver=solver)
-    return Case(label, recipe, kind="better solver")
+    return Case(label, Recipe((FewerSteps(steps=forwards),), label, solver=solver), kind="better solver")
 
 
 def agnostic(lab: Lab) -> Calibration:

@@ -52,9 +52,9 @@ class Outcome:
         return self.times[SPEEDUP].median
 
     def row(self, *columns: str) -> Row:
-        """Cells: the columns named (all if none), the overall score, the paired change, latency, FLOPs, fidelity."""
+        """Cells: the case's own, the columns named (all if none), overall score, change, times, FLOPs, fidelity."""
         scores = self.scores.scores()
-        cells: Row = {"method": self.label}
+        cells: Row = {**self.case.cells, "method": self.label}
         for column in [*(columns or scores), "Overall"]:
             cells |= scored(column, scores[column])
         cells |= compared(self.change)

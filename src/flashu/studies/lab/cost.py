@@ -10,7 +10,7 @@ from flashu.inference.calibrate import samples
 from flashu.plan import share
 from flashu.plan.recipe import Recipe, exact, fast, paper, quality
 from flashu.studies.lab import figures, inner
-from flashu.studies.lab.cases import GENERATION_PARTS, UNDERSTANDING_PARTS
+from flashu.studies.lab.cases import without_parts
 from flashu.studies.lab.lab import Lab
 from flashu.studies.lab.result import Claim, Result, Row, holds
 
@@ -28,8 +28,8 @@ def counted(call: Callable[[], T]) -> tuple[T, float]:
 def cost(lab: Lab) -> Result:
     """One image and one answer under every recipe; the autoencoder's and the time embedding's FLOPs left out."""
     presets = [exact(), paper(), fast(), quality()]
-    rows = [_drawing(lab, r) for r in [*presets, *(paper().without(name) for name in GENERATION_PARTS.values())]]
-    rows += [_answering(lab, r) for r in [*presets, *(paper().without(name) for name in UNDERSTANDING_PARTS.values())]]
+    rows = [_drawing(lab, r) for r in (*presets, *(case.recipe for case in without_parts("generation")))]
+    rows += [_answering(lab, r) for r in (*presets, *(case.recipe for case in without_parts("understanding")))]
     return Result("Eq. 5 and FLOPs: predicted against counted", rows, _claims(rows, lab), lab.about(), figures.cost)
 
 

@@ -34,7 +34,7 @@ def pareto(lab: Lab) -> Result:
         ahead = frontier([(o.speedup, o.scores.overall.value) for o in outcomes])
         original = outcomes[0].times[OVER_ORIGINAL].median
         for outcome, first in zip(outcomes, ahead, strict=True):
-            found = {"task": task, "kind": outcome.case.kind, "frontier": first}
+            found: Row = {"task": task, "kind": outcome.case.kind, "frontier": first}
             found |= {"beaten by": beaten_by(outcome, outcomes), "original": original}
             rows.append(found | outcome.row("Overall"))
         claims += [_on_frontier(task, outcomes, ahead), *_equal_time(outcomes)]

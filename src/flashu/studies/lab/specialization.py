@@ -113,16 +113,16 @@ def experiment(lab: Lab, task: Task, known: Calibration) -> tuple[float, list[Ro
     masks = {"own": task, "other task's": other, "shared": "shared", "own by Eq. 1": f"{task} by Eq. 1"}
     masks |= {name: name for name in random}
     ratios, steps = sorted(RATIOS[: max(2, lab.size.points // 2)]), lab.size.mask_steps
-    chosen = [(ratio, mask) for ratio in ratios for mask in masks]
     cases = [Case("vanilla", exact(), steps)]
-    for ratio, mask in chosen:
-        name = f"{mask} {ratio:g}"
-        cases.append(Case(name, Recipe((FFNPrune(task, ratio, 0.0, masks[mask]),), name), steps, known))
-    found = compare(lab, lab.dpg if task == "generation" else lab.und, cases, timed=False)
-    base, outcomes = found[0], dict(zip(chosen, found[1:], strict=True))
-    rows = [{"part": task, "mask": mask, "ratio": r} | o.row("Overall") for (r, mask), o in outcomes.items()]
+    for ratio in ratios:
+        for mask, scores in masks.items():
+            recipe = Recipe((FFNPrune(task, ratio, 0.0, scores),), f"{mask} {ratio:g}")
+            cells = {"part": task, "mask": mask, "ratio": ratio}
+            cases.append(Case(recipe.name, recipe, steps, known, cells=cells))
+    base, *outcomes = compare(lab, lab.dpg if task == "generation" else lab.und, cases, timed=False)
+    by = {(o.case.cells["mask"], o.case.cells["ratio"]): o.scores for o in outcomes}
     less = {
-        name: pooled([(outcomes[r, mask].scores, outcomes[r, "own"].scores) for r in ratios for mask in against])
+        name: pooled([(by[mask, ratio], by["own", ratio]) for ratio in ratios for mask in against])
         for name, against in (("other task's", ["other task's"]), ("shared", ["shared"]), ("random", random))
     }
     theirs = less["other task's"]
@@ -131,4 +131,4 @@ def experiment(lab: Lab, task: Task, known: Calibration) -> tuple[float, list[Ro
         "own mask less " + "; ".join(f"{name}: {change}" for name, change in less.items()),
         holds(theirs.significant and theirs.value > 0, theirs.high < 0.01),
     )
-    return base.scores.overall.value, rows, claim
+    return base.scores.overall.value, [o.row("Overall") for o in outcomes], claim

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flashu.evaluation import scenes_questions as und
+from flashu.evaluation.scenes_drawing import FACTS
 from flashu.plan.methods import METHODS
 from flashu.plan.recipe import FlashUConfig, Recipe, UnderstandingConfig, paper
 from flashu.studies.lab import figures
-from flashu.studies.lab.cases import GENERATION_PARTS, UNDERSTANDING_PARTS, Case, flashu, tuned, vanilla
+from flashu.studies.lab.cases import Case, flashu, tuned, vanilla, without_parts
 from flashu.studies.lab.compare import LONG, LONGER, OVER_ORIGINAL, SECONDS, SPEEDUP, Outcome, compare
-from flashu.studies.lab.lab import Lab
+from flashu.studies.lab.lab import Lab, Suite
 from flashu.studies.lab.result import Claim, Result, holds, loss_within, ratio, reaches
 
 
@@ -45,25 +46,25 @@ def table1(lab: Lab) -> Result:
 
 def table2(lab: Lab) -> Result:
     """The six categories of GenEval."""
-    outcomes = compare(lab, lab.geneval, [vanilla(), flashu(), *tuned(lab)])
-    claims = _generation(outcomes, "2.01x on GenEval (1.5B)", 2.01, "overall 0.73 -> 0.71", -0.02)
+    outcomes, claims = _drawing(lab, lab.geneval, ("2.01x on GenEval (1.5B)", 2.01), ("overall 0.73 -> 0.71", -0.02))
     rows, title = [o.row() for o in outcomes], "Table 2: GenEval, vanilla against FlashU"
     return Result(title, rows, claims, lab.about(images=len(lab.geneval.texts)), figures.table, 4.6)
 
 
 def table3(lab: Lab) -> Result:
     """Dense prompts, fact by fact."""
-    outcomes = compare(lab, lab.dpg, [vanilla(), flashu(), *tuned(lab)])
-    claims = _generation(outcomes, "1.85x on DPG-Bench (1.5B)", 1.85, "overall 85.0 -> 84.1", -0.009)
-    rows = [o.row(*(c for c in o.scores.columns if c != "Facts")) for o in outcomes]
+    outcomes, claims = _drawing(lab, lab.dpg, ("1.85x on DPG-Bench (1.5B)", 1.85), ("overall 85.0 -> 84.1", -0.009))
+    rows = [o.row(*(c for c in o.scores.columns if c != FACTS)) for o in outcomes]
     title = "Table 3: dense prompts, vanilla against FlashU"
     return Result(title, rows, claims, lab.about(images=len(lab.dpg.texts)), figures.table, 4.6)
 
 
-def _generation(outcomes: Sequence[Outcome], speed: str, times: float, score: str, loss: float) -> list[Claim]:
-    _, fast, *found = outcomes
-    within = Claim(score, str(fast.change), loss_within(fast.changed, loss))
-    return [*_speed(speed, fast, times), within, *_preset(found, 3.0)]
+def _drawing(
+    lab: Lab, suite: Suite, speed: tuple[str, float], loss: tuple[str, float]
+) -> tuple[list[Outcome], list[Claim]]:
+    _, fast, *found = outcomes = compare(lab, suite, [vanilla(), flashu(), *tuned(lab)])
+    within = Claim(loss[0], str(fast.change), loss_within(fast.changed, loss[1]))
+    return outcomes, [*_speed(speed[0], fast, speed[1]), within, *_preset(found, 3.0)]
 
 
 def _speed(claimed: str, outcome: Outcome, times: float) -> list[Claim]:
@@ -104,15 +105,14 @@ def ablation(lab: Lab) -> Result:
     cases = [
         vanilla(),
         flashu(),
-        *(Case(label, paper().without(name)) for label, name in GENERATION_PARTS.items()),
+        *without_parts("generation"),
         Case("without hybrid", never_full()),
         Case("FFN pruning only", paper().without(*(METHODS.keys() - {"ffn_prune"}))),
         Case("fewer steps only", fewer),
     ]
     drawn = compare(lab, lab.dpg, cases)
-    parts = [Case(label, paper().without(name)) for label, name in UNDERSTANDING_PARTS.items()]
-    answered = compare(lab, lab.und, [vanilla(), flashu(), *parts])
-    rows = [{"task": "generation"} | o.row("Facts") for o in drawn]
+    answered = compare(lab, lab.und, [vanilla(), flashu(), *without_parts("understanding")])
+    rows = [{"task": "generation"} | o.row(FACTS) for o in drawn]
     rows += [{"task": "understanding"} | o.row("Vision") for o in answered]
     about = lab.about(images=len(lab.dpg.texts), questions=len(lab.und.items))
     return Result("Tables 4 and 5: ablation", rows, _parts(drawn), about, figures.ablation, 4.8)
@@ -122,7 +122,10 @@ def _parts(drawn: Sequence[Outcome]) -> list[Claim]:
     by = {o.label: o for o in drawn}
     whole = by["FlashU"]
     hybrid = whole.scores.against(by["without hybrid"].scores)
-    gains = {label: whole.times[SECONDS].speedup(by[label].times[SECONDS]).median for label in GENERATION_PARTS}
+    gains = {
+        case.label: whole.times[SECONDS].speedup(by[case.label].times[SECONDS]).median
+        for case in without_parts("generation")
+    }
     most = max(gains, key=lambda label: gains[label])
     pruning = by["FFN pruning only"].speedup
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -46,20 +47,18 @@ def vnorm(lab: Lab) -> Result:
             | {"Spearman high": mean + error, "n": len(values)}
         )
     choices = CHOICES | {f"random {k}": ("random", "largest") for k in range(lab.size.seeds)}
-    ratios = sorted(RATIOS[: max(2, lab.size.points // 2)])
-    chosen = [(name, ratio) for ratio in ratios for name in choices]
     cases = [vanilla()]
-    for k, (name, ratio) in enumerate(chosen):
-        score, side = choices[name]
-        prune = TokenPrune(layer=LAYER, ratio=ratio, side=side, score=score, seed=k)
-        cases.append(Case(name, Recipe((prune,), f"{name} {ratio:g}")))
+    for ratio in sorted(RATIOS[: max(2, lab.size.points // 2)]):
+        for name, (score, side) in choices.items():
+            prune = TokenPrune(layer=LAYER, ratio=ratio, side=side, score=score, seed=len(cases) - 1)
+            recipe = Recipe((prune,), f"{name} {ratio:g}")
+            cases.append(Case(name, recipe, cells={"part": "pruning", "ratio": ratio}))
     base, *outcomes = compare(lab, lab.und, cases, timed=False)
-    found = dict(zip(chosen, outcomes, strict=True))
-    rows += [{"part": "pruning", "ratio": ratio} | o.row("Vision", "GQA") for (_, ratio), o in found.items()]
+    rows += [o.row("Vision", "GQA") for o in outcomes]
     points = tuple(torch.cat(column) for column in zip(*observer.pairs[LAYER - 1], strict=True))
     counts = {"samples": lab.size.samples, "questions": len(lab.und.items)}
     about = lab.about(vanilla=base.scores.overall.value, layer=LAYER, **counts)
-    claims = [_correlated(rows), *_claims(found)]
+    claims = [_correlated(rows), *_claims(outcomes)]
     title = "Figure 5: value norms as a proxy for attention"
     return Result(title, rows, claims, about, partial(figures.vnorm, points), 4.8)
 
@@ -77,8 +76,8 @@ def _correlated(rows: list[Row]) -> Claim:
     )
 
 
-def _claims(found: dict[tuple[str, float], Outcome]) -> list[Claim]:
-    scores = {name: outcome.scores for (name, ratio), outcome in found.items() if ratio == 0.5}
+def _claims(outcomes: Sequence[Outcome]) -> list[Claim]:
+    scores = {o.label: o.scores for o in outcomes if o.case.cells["ratio"] == 0.5}
     turned, fastv = (scores[PAPER].against(scores[name]) for name in (SMALLEST, FASTV))
     random = [table for name, table in scores.items() if name.startswith("random")]
     control = pooled([(table, scores[PAPER]) for table in random])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from flashu.errors import FlashUError, RecipeError
 from flashu.evaluation.score_table import ScoreTable
@@ -14,7 +14,7 @@ from flashu.plan import Task
 from flashu.plan.recipe import Recipe, exact
 from flashu.studies.frontier import frontier
 from flashu.studies.tuner.budget import Budget
-from flashu.studies.tuner.scorer import merged
+from flashu.studies.tuner.scorer import Scorer, merged
 from flashu.studies.tuner.space import draft, known
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 STARTUP = 14
 """Trials before the sampler learns from them, the known ones included."""
-
-
-class Scores(Protocol):
-    def score(self, recipe: Recipe, number: int) -> ScoreTable: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +42,7 @@ class Search:
     """``cost``: FLOPs of a recipe relative to vanilla's; ``rounds``: most rounds of a trial, the later rounds are
     never searched on."""
 
-    scorer: Scores
+    scorer: Scorer
     task: Task
     layers: int
     budget: Budget
