@@ -22,5 +22,5 @@ engine = flashu.load("scenes", "mine.json")
 plan = engine.explain("generation", steps=steps)  # before anything runs
 print(f"{plan.totals.forwards} forwards, of which {plan.totals.decoder_passes} compute the decoder")
 drawn = engine.generate("a blue circle", steps=steps)
-print("reused:", [record.step.index for record in drawn.trace if record.plan.head == "reuse"])
+print("reused:", [forward.step.index for forward in drawn.trace if forward.plan.features == "reuse"])
 print("on the command line: flashu generate 'a blue circle' --preset mine.json")

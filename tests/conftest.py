@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import flashu
+from flashu.models.defaults import GenerationDefaults
 from flashu.models.showo2.config import HeadConfig, LLMConfig, ShowO2Config, VisionConfig
-from flashu.models.showo2.processor import GenerationDefaults, Processor
+from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import ChatTemplate, SpecialIds, Text
 
 # Tiny tensors are slower on several threads, far slower when other work is on the cores.
 torch.set_num_threads(1)
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "models" / "showo2" / "golden"
 TINY = ShowO2Config(
     llm=LLMConfig(256, 64, 96, 6, 4, 2, tie_word_embeddings=True),
     vision=VisionConfig(32, 48, 3, 4, 16),

@@ -30,7 +30,7 @@ UNDERSTANDING: dict[str, Method] = {
     "layer_skip": LayerSkip("understanding", 0.34, 3, 0.3),
     "token_prune": TokenPrune("understanding", 2, 0.5),
 }
-OPPONENTS: tuple[Method, ...] = (
+BASELINES: tuple[Method, ...] = (
     FewerSteps("generation", 0.6),
     GuidanceInterval("generation", 0.2, 0.7),
     UnconditionalReuse("generation", 3, 0.2),

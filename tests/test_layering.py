@@ -1,81 +1,67 @@
-"""Imports go downwards only, and rooms on one floor do not know each other (docs/design)."""
+"""Imports go down only, packages on one floor do not know each other, and no family is known outside its folder."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "flashu"
-# From the ground up. A module may import its own floor's package and anything strictly below.
-FLOORS = [
-    {"errors"},
-    {"plan", "scenes"},
-    {"models"},
-    {"runtime"},
-    {"inference"},
-    {"interfaces"},
-    {"families"},
-    {"evaluation"},
-    {"bench"},
-    {"studies", "training"},
-    {"__init__"},
-    {"demo"},
-    {"cli"},
-]
-FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
-NEIGHBOURS: set[frozenset[str]] = set()
-# These two still ask the first family's configuration; they move to `ModelSpec` with the new core.
-MOVING = {PACKAGE / "plan" / "cost.py", PACKAGE / "plan" / "explain.py"}
-FILES = sorted(set(PACKAGE.rglob("*.py")) - MOVING)
+from flashu.models.registry import FAMILIES
+from flashu.plan.methods import METHODS
+from tests.layering import FILES, FLOOR, FLOORS, PACKAGE, PUBLIC, home, imports, modules, package_of, tree
 
 
-def room(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).parts
-    if parts[0] == "models" and len(parts) > 2:
-        return "families"
-    return parts[0].removesuffix(".py")
-
-
-def imported(path: Path) -> set[str]:
-    """Rooms of flashu that a file imports, wherever in the file."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue  # relative imports stay inside their room here
-        found |= {[*name.split("."), "__init__"][1] for name in names if name.split(".")[0] == "flashu"}
-    return {name if name in FLOOR else "__init__" for name in found}
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down(path: Path) -> None:
-    here = room(path)
-    for other in imported(path) - {here}:
-        below = FLOOR[other] < FLOOR[here]
-        beside = frozenset({here, other}) in NEIGHBOURS
-        assert below or beside, f"{here} must not import {other}"
+    here = home(path)
+    for other in {package_of(*parts) for parts in modules(path)} - {here}:
+        assert FLOOR[other] < FLOOR[here], f"{here} must not import {other}"
 
 
-def test_the_plan_and_the_methods_import_no_torch() -> None:
+def test_there_are_few_floors() -> None:
+    assert len(FLOORS) <= 10
+    assert {home(path) for path in FILES} == FLOOR.keys()
+
+
+def test_no_file_imports_a_family_but_its_own() -> None:
+    """The registry imports them by name when they are asked for."""
+    found = []
+    for path in set(FILES) - {PUBLIC}:
+        own = path.relative_to(PACKAGE).parts[:2] if home(path) == "families" else None
+        strange = {".".join(p) for p in modules(path) if package_of(*p) == "families" and p[:2] != own}
+        found += [f"{path}: {name}" for name in sorted(strange)]
+    assert not found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_named_in_its_folder_and_the_registry_alone(name: str) -> None:
+    allowed = {PUBLIC, PACKAGE / "models" / "registry.py"}
+    others = [path for path in FILES if path not in allowed and PACKAGE / "models" / name not in path.parents]
+    assert not [str(path) for path in others if name in path.read_text(encoding="utf-8").lower()]
+
+
+def test_the_plan_imports_no_torch() -> None:
     for path in (PACKAGE / "plan").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.split(".")[0] == "torch" for name in names), path.name
+        assert "torch" not in {first for first, *_ in imports(path)}, path
+    names = [".".join(("flashu", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in FILES]
+    code = (
+        f"import importlib, sys\nfor name in {[n for n in names if n.startswith('flashu.plan')]}:\n"
+        "    importlib.import_module(name)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_file_asks_what_kind_of_method_it_holds() -> None:
-    """Methods are asked by their fields, never by their class, outside their own folder."""
-    methods = {"FFNPrune", "LayerSkip", "HeadCache", "AdaptiveGuidance", "TokenPrune", "Method"}
+    """Methods are asked by their fields, never by their class, outside the plan."""
+    classes = {"Method", *(method.__name__ for method in METHODS.values())}
     for path in FILES:
-        if room(path) == "plan":
+        if home(path) == "plan":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
-                used = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
-                assert not used & methods, f"{path}: isinstance of a method"
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+                named = {ast.unparse(part).rpartition(".")[2] for part in ast.walk(node.args[1])}
+                assert not named & classes, f"{path}: {ast.unparse(node)}"

@@ -15,7 +15,8 @@ from flashu.errors import (
     PromptError,
     RecipeError,
 )
-from flashu.plan.recipe import PRESETS, FlashUConfig, Recipe, UnderstandingConfig
+from flashu.plan.presets import PRESETS, FlashUConfig, UnderstandingConfig
+from flashu.plan.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from flashu.interfaces.patch import apply_flashu_patch, remove_flashu_patch
     from flashu.interfaces.pipeline import Pipeline, PipelineOutput
     from flashu.models.showo2.public import ShowO2, adopt
-    from flashu.models.showo2.video import Video
+    from flashu.models.video import Video
 
 __version__ = "0.1.0"
 
@@ -41,7 +42,7 @@ _LATER = {
     "Pipeline": "interfaces.pipeline",
     "PipelineOutput": "interfaces.pipeline",
     "ShowO2": "models.showo2.public",
-    "Video": "models.showo2.video",
+    "Video": "models.video",
     "adopt": "models.showo2.public",
     "apply_flashu_patch": "interfaces.patch",
     "remove_flashu_patch": "interfaces.patch",
@@ -72,13 +73,12 @@ def load(
     quantize: str | None = None,
     pack: bool = False,
 ) -> Engine:
-    """An engine for "scenes" (in the package), an official Show-o2 hub id or a folder; see `ShowO2.from_pretrained` and
-    `Engine`."""
+    """An engine for "scenes" (in the package), an official hub id or a checkpoint folder; see the family's
+    ``from_pretrained`` (`ShowO2.from_pretrained`) and `Engine`."""
     from flashu.inference.engine import Engine
-    from flashu.models.showo2.public import ShowO2
+    from flashu.models.registry import open_model
 
-    model = ShowO2.from_pretrained(source, dtype=dtype, device=device, offload=offload, quantize=quantize, pack=pack)
-    assert model.processor is not None
+    model = open_model(source, dtype=dtype, device=device, offload=offload, quantize=quantize, pack=pack)
     return Engine(model, model.processor, recipe, model.calibration, compile=compile, graphs=graphs, in_place=in_place)
 
 

@@ -1,4 +1,4 @@
-"""The plugin in the real lmms-eval: as a process of its own, launched twice over, and under the official tasks."""
+"""The plugin alone, and in the real lmms-eval: as a process of its own, launched twice over, under official tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +18,64 @@ from PIL import Image
 
 import flashu
 from flashu.evaluation import lmms_task
-from flashu.models.showo2.processor import Processor
-from flashu.models.showo2.text import Text
-from tests.conftest import Pixels
-from tests.unit import showo2_tiny
+from tests.conftest import tiny_model
 
 OFFICIAL = ["mme", "gqa", "mmbench_en_dev", "mmmu_val", "mmstar", "ai2d"]
 RAISE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
 RAISE += ("--mixed_precision", "no", "--dynamo_backend", "no", "-m")
+
+
+class Harness:
+    """lmms-eval's base class, as much of it as the plugin uses."""
+
+    def __init__(self) -> None:
+        self.task_dict: dict[str, Any] = {}
+        self.cache_hook = SimpleNamespace(add_partial=lambda *_: None)
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The plugin's module over a stand-in for lmms-eval, whether that is installed or not."""
+    names: dict[str, dict[str, Any]] = {
+        "lmms_eval.api.instance": {"Instance": SimpleNamespace},
+        "lmms_eval.api.model": {"lmms": Harness},
+        "lmms_eval.models.registry_v2": {"ModelManifest": SimpleNamespace},
+    }
+    for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models", *names):
+        module = ModuleType(name)
+        vars(module).update(names.get(name, {}))
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "flashu.evaluation.lmms", raising=False)
+    yield importlib.import_module("flashu.evaluation.lmms")
+    del sys.modules["flashu.evaluation.lmms"], flashu.evaluation.lmms  # type: ignore[attr-defined]
+
+
+def test_a_preset_tuned_on_another_model_is_refused(plugin: Any) -> None:
+    assert plugin.FlashU("scenes", preset="balanced", device="cpu").engine.recipe.name == "scenes-balanced"
+    with pytest.raises(flashu.RecipeError, match=r"'scenes-balanced' was tuned on the weights .* use a general preset"):
+        plugin.FlashU("scenes-hard", preset="balanced", device="cpu")
+
+
+def test_unknown_arguments_are_refused(plugin: Any) -> None:
+    with pytest.raises(flashu.FlashUError, match="presets"):
+        plugin.FlashU("scenes", presets="paper")
+
+
+def test_requests_are_answered_in_their_order(plugin: Any, tmp_path: Path) -> None:
+    lmms_task.write_task(tmp_path, count=1)
+    docs = entries(tmp_path)
+    model = plugin.FlashU("scenes", device="cpu", batch_size=2)
+    model.task_dict = {"task": {"test": docs}}
+    settings: list[dict[str, Any]] = [{"max_new_tokens": 32}, {"max_new_tokens": 2, "until": ["so"]}]
+    requests = [
+        SimpleNamespace(args=(lmms_task.question(doc), settings[n % 2], lmms_task.pictures, n, "task", "test"))
+        for n, doc in enumerate(docs)
+    ]
+    engine = flashu.load("scenes")
+    for doc, said, asked in zip(docs, model.generate_until(requests), requests, strict=True):
+        limit = asked.args[1]["max_new_tokens"]
+        answer = engine.answer(lmms_task.pictures(doc)[0], lmms_task.question(doc), max_new_tokens=limit).text
+        assert said == (answer if limit == 32 else answer.split("so")[0]).strip()
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:
@@ -82,7 +134,6 @@ def test_the_harness_prints_its_table(tmp_path: Path) -> None:
     _, paper = harness(tmp_path, "paper", *RAISE)
     docs = entries(tmp_path)
     engine = flashu.load("scenes", "paper")
-    # One by one, since a batch skips the same layers for all its rows.
     said = [engine.answer(lmms_task.pictures(d)[0], lmms_task.question(d), max_new_tokens=32).text for d in docs]
     right = [lmms_task.scores(doc, [text])["accuracy"] for doc, text in zip(docs, said, strict=True)]
     assert paper["accuracy"] == pytest.approx(sum(right) / len(right))
@@ -142,8 +193,7 @@ def test_the_official_tasks_ask_and_score(tmp_path: Path, monkeypatch: pytest.Mo
         task = PLACES.get(path.rsplit("/", 1)[-1], "ai2d")
         return datasets.DatasetDict({SPLITS.get(task, "val"): datasets.Dataset.from_list(ROWS[task])})
 
-    model = showo2_tiny.model().requires_grad_(False)
-    processor = Processor(Text.qwen(showo2_tiny.tokenizer(), 12), Pixels())
+    model = tiny_model()
     asked: list[tuple[Any, str]] = []
 
     def answered(self: flashu.Engine, images: list[Any], questions: list[str], **settings: Any) -> list[Any]:
@@ -152,7 +202,7 @@ def test_the_official_tasks_ask_and_score(tmp_path: Path, monkeypatch: pytest.Mo
 
     answer = flashu.Engine.answer
     monkeypatch.setattr(datasets, "load_dataset", made_up)
-    monkeypatch.setattr("flashu.evaluation.lmms.open_model", lambda *_: (model, processor))
+    monkeypatch.setattr("flashu.evaluation.lmms.open_model", lambda *_, **__: model)
     monkeypatch.setattr(flashu.Engine, "answer", answered)
     monkeypatch.setattr("flashu.evaluation.lmms.cut", lambda *_: "A")
     monkeypatch.setenv("OPENAI_API_KEY", "none: every answer is a letter, which needs no judge")

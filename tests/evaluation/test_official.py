@@ -19,6 +19,8 @@ from flashu.evaluation.official import DPG, GenEval
 from flashu.evaluation.official_run import evaluate
 from flashu.evaluation.shard import Shard
 from tests.conftest import tiny_model
+from tests.fakes.masked import seeded
+from tests.fakes.tokens import SIDE, TokenModel
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2
@@ -96,10 +98,6 @@ def test_dpg_reads_a_folder_of_texts(tmp_path: Path) -> None:
     assert [(item.name, item.prompt) for item in DPG.read(tmp_path).items] == [("7", "w1 w2"), ("abc", "w3")]
 
 
-def test_the_scripts_steps_are_the_default(engine: flashu.Engine, geneval: GenEval, dpg: DPG) -> None:
-    assert (geneval.time_points, geneval.guidance, dpg.time_points, dpg.guidance) == (100, 7.5, 50, 10.0)
-
-
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_run_goes_on(after: int, engine: flashu.Engine, geneval: GenEval, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -125,10 +123,22 @@ def test_an_interrupted_run_goes_on(after: int, engine: flashu.Engine, geneval: 
     assert all((broken / name).stat().st_mtime_ns == at for name, at in finished.items())
 
 
+def test_another_family_draws_with_its_own_defaults(geneval: GenEval, tmp_path: Path) -> None:
+    """No script of its authors is known."""
+    model = seeded(TokenModel)
+    summary = evaluate(flashu.Engine(model, model.processor), geneval, tmp_path / "out", model="fake")  # type: ignore[arg-type]
+    assert (summary.images, summary.forwards) == (20, SIDE * SIDE)
+    settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
+    assert (settings["steps"], settings["guidance"]) == (SIDE * SIDE, 3.0)
+    assert Image.open(tmp_path / "out" / "00000" / "grid.png").size == (2 * SIDE, 2 * SIDE)
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
 from tests.conftest import tiny_model
+from tests.fakes.masked import seeded
+from tests.fakes.tokens import SIDE, TokenModel
 import flashu
 from flashu.evaluation.official import GenEval
 from flashu.evaluation.official_run import evaluate

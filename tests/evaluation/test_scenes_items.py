@@ -12,9 +12,11 @@ import flashu
 from flashu.errors import FlashUError
 from flashu.evaluation.ledger import Ledger, read_ledger
 from flashu.evaluation.scenes_items import SceneQuestion, answer, draw, fingerprint
-from flashu.models.showo2.processor import GenerationDefaults, Processor
+from flashu.models.defaults import GenerationDefaults
+from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import ChatTemplate, Text
-from flashu.plan.recipe import exact, paper
+from flashu.plan.presets import paper
+from flashu.plan.recipe import exact
 from flashu.scenes.world import Object, Scene
 from tests.conftest import IDS, TINY, Pixels, words
 

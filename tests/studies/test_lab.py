@@ -12,6 +12,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from tests.conftest import IDS, TINY, Pixels, words
+from tests.fakes.masked import MaskedModel, seeded
+from tests.fakes.tokens import TokenModel
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -22,18 +24,21 @@ from flashu.errors import FlashUError
 from flashu.evaluation.ledger import Ledger
 from flashu.evaluation.score_table import ScoreTable
 from flashu.evaluation.statistics import Difference, ItemScore, Spread
-from flashu.evaluation.timing import WallClock
 from flashu.inference.calibrate import samples
 from flashu.inference.calibrate.calibration import Calibration
-from flashu.models.showo2.processor import GenerationDefaults, Processor
+from flashu.models.defaults import GenerationDefaults
+from flashu.models.registry import open_model
+from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import ChatTemplate, Text
-from flashu.plan.recipe import exact, paper
+from flashu.plan import TASKS
+from flashu.plan.presets import paper
+from flashu.plan.recipe import exact
+from flashu.runtime.layout import TokenLayout
 from flashu.studies.frontier import frontier
 from flashu.studies.lab import cases, figures, pareto, specialization
 from flashu.studies.lab.cases import Case
 from flashu.studies.lab.compare import OVER_ORIGINAL, SPEEDUP, Outcome, compare
-from flashu.studies.lab.components import timed_components
-from flashu.studies.lab.inner import LayerSimilarity, SecondMoments, component_modules, endless, observe, original
+from flashu.studies.lab.inner import LayerSimilarity, SecondMoments, answering, observe, original
 from flashu.studies.lab.items import ITEMS, identity_of
 from flashu.studies.lab.lab import Lab, Size
 from flashu.studies.lab.report import report
@@ -57,13 +62,8 @@ def lab(engine: flashu.Engine, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(engine, SIZE, Ledger(tmp_path_factory.mktemp("lab") / "ledger.jsonl"))
 
 
-@pytest.fixture(scope="module")
-def results(lab: Lab) -> dict[str, Result]:
-    return {}
-
-
 @pytest.mark.parametrize("name", ITEMS)
-def test_every_item_measures_and_paints(lab: Lab, name: str, results: dict[str, Result], tmp_path: Path) -> None:
+def test_every_item_measures_and_paints(lab: Lab, name: str, tmp_path: Path) -> None:
     result = ITEMS[name](lab)
     result.save(tmp_path, name)
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
@@ -109,7 +109,7 @@ def test_a_result_is_of_one_calibration(lab: Lab, tmp_path: Path, monkeypatch: p
     measured: list[str] = []
 
     def cost(run: Lab) -> Result:
-        measured.append(run.model)
+        measured.append(run.size.name)
         return result([{"a": 1}], run.about())
 
     monkeypatch.setattr("flashu.cli.lab.NAMES", ("cost",))
@@ -131,13 +131,12 @@ def test_a_result_is_of_one_calibration(lab: Lab, tmp_path: Path, monkeypatch: p
 def test_an_identity_is_of_sizes_seed_and_weights(lab: Lab) -> None:
     other = flashu.Engine(flashu.ShowO2(lab.engine.model.config).eval(), lab.engine.processor)
     labs = [
-        Lab(lab.engine, SIZE, model="other"),
         Lab(lab.engine, replace(SIZE, repeats=2)),
         Lab(lab.engine, SIZE, seed=1),
         Lab(other, SIZE),
     ]
     assert identity_of(Lab(lab.engine, replace(SIZE))) == identity_of(lab)
-    assert len({identity_of(each) for each in [lab, *labs]}) == 5
+    assert len({identity_of(each) for each in [lab, *labs]}) == 4
 
 
 def interrupted(figure: Figure, _: Result) -> None:
@@ -177,16 +176,17 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
 def test_neuron_errors_are_those_of_zeroing_each_one(engine: flashu.Engine) -> None:
     """Eq. 1 in closed form against brute force: every neuron zeroed in turn, the layer's output compared."""
     held: dict[int, list[torch.Tensor]] = {}
-    moments = SecondMoments(engine.model.num_layers)
+    moments = SecondMoments()
 
-    def observer(layer, name, value, tokens) -> None:
-        moments(layer, name, value, tokens)
+    def observer(layer: int, expert: str, name: str, value: torch.Tensor, layout: TokenLayout) -> None:
+        moments(layer, expert, name, value, layout)
         if name == "ffn" and layer == 3:
-            held.setdefault(layer, []).append(value[tokens.valid])
+            held.setdefault(layer, []).append(value[layout.valid])
 
     observe(engine, "understanding", 2, observer)
-    found = specialization.reconstruction_error(engine, moments.moments())[3]
-    active, down = torch.cat(held[3]), engine.model.layers[3].mlp.down_proj.weight.detach()  # type: ignore[union-attr]
+    found = moments.errors(engine.model)[3]
+    ffn = list(engine.model.ffns().values())[3]
+    active, down = torch.cat(held[3]), ffn.weights().output.weight.detach()
     whole = F.linear(active, down)
     for j in range(0, active.shape[1], 7):
         without = active.clone()
@@ -233,13 +233,17 @@ def test_times_are_cells_where_they_were_taken() -> None:
 
 def test_answers_of_a_length_that_is_asked_for(lab: Lab) -> None:
     """However soon a model stops: the timed engines and the original program give exactly so many tokens."""
-    first = lab.engine.processor.text
-    for engine in (lab.engine, original(lab.engine)):
-        given = engine.answer(*samples.questions(1)[0], max_new_tokens=1)
-        stops = replace(first, ids=replace(first.ids, eos=given.tokens[0]))
-        stopping = engine.of(engine.model, replace(engine.processor, text=stops), engine.fitted)
-        assert stopping.answer(*samples.questions(1)[0], max_new_tokens=5).tokens == []
-        assert len(endless(stopping).answer(*samples.questions(1)[0], max_new_tokens=5).tokens) == 5
+    asked, first = samples.questions(1)[0], lab.engine.processor.text
+    (token,) = lab.engine.answer(*asked, max_new_tokens=1).tokens
+    stops = replace(first, ids=replace(first.ids, eos=token))
+    engine = flashu.Engine(lab.engine.model, replace(lab.engine.processor, text=stops))
+    whole: Any = answering(engine, 5)(*asked)
+    tokens: Any = answering(original(engine), 5)(*asked)
+    assert tokens[0].tolist() == whole.tokens
+    assert len(whole.tokens) == 5
+    for stopping in (engine, original(engine)):
+        stopped: Any = answering(stopping, None)(*asked)
+        assert stopped.tokens == []
 
 
 def test_timings_are_taken_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,9 +256,25 @@ def test_timings_are_taken_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> No
     assert lab.times(pair(), "generation") == first
 
 
-def test_every_kind_of_baseline_has_its_colour(lab: Lab) -> None:
-    assert {c.kind for c in cases.generation(lab)} == set(figures.KINDS)
-    assert {c.kind for c in cases.understanding(lab)} <= set(figures.KINDS)
+def test_every_kind_of_baseline_has_its_colour() -> None:
+    model = open_model("scenes")
+    scenes = Lab(flashu.Engine(model, model.processor, calibration=model.calibration))
+    assert {c.kind for c in cases.generation(scenes)} == set(figures.KINDS)
+    assert {c.kind for c in cases.understanding(scenes)} <= set(figures.KINDS)
+
+
+def test_presets_tuned_on_other_models_are_no_baselines(lab: Lab) -> None:
+    assert cases.tuned(lab) == []
+
+
+def test_what_a_model_lacks_is_left_out(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of FlashU the method, of the baselines the case."""
+    spec = replace(lab.engine.model.spec, head_blocks=0, drawing="masked")
+    monkeypatch.setattr(type(lab.engine.model), "spec", spec)
+    assert "head_cache" not in {method.name for method in cases.flashu(lab).recipe.methods}
+    kinds = {case.kind for case in cases.generation(lab)}
+    assert kinds & {"cache", "better solver"} == set()
+    assert {"vanilla", "FlashU", "pruning", "guidance"} <= kinds
 
 
 def test_claims_are_judged_by_intervals() -> None:
@@ -268,23 +288,47 @@ def test_claims_are_judged_by_intervals() -> None:
     assert [holds(True), holds(False), holds(False, True), holds(False, False)] == ["yes", "no", "no", "unclear"]
 
 
-def test_timing_components_leaves_the_model_as_it_was(engine: flashu.Engine) -> None:
-    with timed_components(engine, WallClock()) as spent:
-        engine.generate("w1", steps=2)
-        assert not any(spent.values())
-    assert all(seconds > 0 for seconds in spent.values())
-    for modules in component_modules(engine).values():
-        assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
-
-
 def test_a_layer_that_only_scales_has_similarity_one() -> None:
-    observer = LayerSimilarity("understanding")
-    from flashu.runtime.tokens import Tokens
-
+    observer, layout = LayerSimilarity("understanding"), TokenLayout.causal([3]).padded(4)
     x = torch.randn(1, 4, 8)
-    observer(0, "input", x, Tokens.text([3], 4))
-    observer(0, "output", 2 * x, Tokens.text([3], 4))
+    observer(0, "ffn", "input", x, layout)
+    observer(0, "ffn", "output", 2 * x, layout)
     found = {r["token"]: (r["similarity"], r["n"]) for r in observer.rows()}
     assert found["text"] == (pytest.approx(1), 3)
     assert found["last"] == (pytest.approx(1), 1)
     assert scored("a", ScoreTable({"a": [ItemScore(0, 1.0)]}, ("a",)).overall)["a"] == 1
+
+
+def test_kinds_of_tokens_by_hand() -> None:
+    """Two words, an image of three tokens between two markers, one word; then a token being decoded."""
+    observer = LayerSimilarity("understanding")
+    layout = TokenLayout.causal([8]).block(2, 7, slice(3, 6)).shifted(0, 5)
+    x = torch.randn(1, 8, 8)
+    for forward, of in enumerate((layout, TokenLayout.causal([1]))):
+        observer.at(forward)
+        observer(0, "ffn", "input", x[:, : of.shape[1]], of)
+        observer(0, "ffn", "output", x[:, : of.shape[1]], of)
+    counts = {(row["forward"], row["token"]): row["n"] for row in observer.rows()}
+    assert counts == {(0, "text"): 3, (0, "image"): 3, (0, "marker"): 2, (0, "last"): 1, (1, "new"): 1}
+
+
+def test_every_forward_is_announced_before_it(engine: flashu.Engine) -> None:
+    steps = engine.layout.defaults.steps
+    seen: list[int] = []
+    observe(engine, "generation", 2, lambda *_: None, seen.append)
+    assert sorted(set(seen)) == list(range(steps + 1))
+
+
+@pytest.mark.parametrize("kind", [TokenModel, MaskedModel])
+def test_inner_values_of_any_family(kind: type[TokenModel]) -> None:
+    model = seeded(kind)
+    engine = flashu.Engine(model, model.processor)  # type: ignore[arg-type]
+    for task in TASKS:
+        similarity, moments = LayerSimilarity(task), SecondMoments()
+        observe(engine, task, 2, similarity, similarity.at)
+        observe(engine, task, 2, moments)
+        assert {row["token"] for row in similarity.rows()} >= {"image", "text"}
+        assert len({row["forward"] for row in similarity.rows()}) > 1
+        errors = moments.errors(engine.model)
+        seen = [task == "generation" or expert != "image" for _, expert in model.ffns()]
+        assert [bool((error >= 0).all()) for error in errors] == seen

@@ -19,8 +19,10 @@ from flashu.errors import FlashUError, RecipeError
 from flashu.evaluation.ledger import Ledger
 from flashu.evaluation.score_table import ScoreTable
 from flashu.evaluation.statistics import ItemScore, Spread
-from flashu.plan import TASKS, Room, Task
-from flashu.plan.recipe import PRESETS, SHIPPED, Recipe, exact, load_recipe, paper, shipped
+from flashu.models.weights import checkpoint_hash
+from flashu.plan import TASKS, Task
+from flashu.plan.presets import TUNED, Target, load_recipe, paper
+from flashu.plan.recipe import Recipe, exact
 from flashu.studies.lab.lab import Lab
 from flashu.studies.tuner import preset, space, tuner
 from flashu.studies.tuner.budget import Budget
@@ -89,6 +91,19 @@ def test_every_known_start_is_in_the_space(task: Task) -> None:
     assert len(drafted[1].methods) >= 3
 
 
+@given(st.data(), st.sampled_from(TASKS))
+def test_every_recipe_of_the_space_is_one(data: st.DataObject, task: Task) -> None:
+    """Whatever is chosen, no two methods want to write the same: the number of forwards, for one."""
+
+    class Drawn:
+        def suggest_categorical(self, name: str, choices: Any) -> Any:
+            return data.draw(st.sampled_from(choices), label=name)
+
+    recipe = space.draft(Drawn(), task, 12)
+    assert recipe.of(task) == recipe.methods
+    assert recipe.forwards(50) <= 50
+
+
 def test_a_search_is_resumed_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / "study.log"
     first = search()
@@ -149,11 +164,13 @@ def test_hopeless_recipes_are_stopped_early_and_never_chosen() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_recipes_a_model_has_no_room_for_are_passed_over(task: Task) -> None:
+def test_recipes_that_ask_too_much_of_a_model_are_passed_over(task: Task) -> None:
     lookup = search(task)
 
+    small = replace(tiny_model().spec, layers=4, head_blocks=0)
+
     def cost(recipe: Recipe) -> float:
-        recipe.check(Room("small", 4, 0))  # too few layers to skip a tenth, no head to cache
+        recipe.check(small)  # too few layers to skip a tenth, no head to cache
         return 1 / (1 + len(recipe.methods))
 
     lookup = replace(lookup, cost=cost)
@@ -196,17 +213,33 @@ def test_from_search_to_preset_file(task: Task, tmp_path: Path, monkeypatch: pyt
     assert evidence["budget"] == "score >= 0.5 of vanilla"
     assert {"score", "difference", "vanilla", "n", "machine", "model_hash", "command", "seed"} <= evidence.keys()
     assert evidence["recipe"]["methods"] == content["recipe"]["methods"]
-    recipe = Recipe.from_file(target)
-    assert (recipe.name, load_recipe(target)) == ("mine", recipe)
-    assert recipe.to_dict() == content["recipe"]
+    here = Target("tiny", model.spec, checkpoint_hash(model))
+    assert (content["family"], content["model_hash"]) == (model.spec.family, here.hash)
+    recipe = load_recipe(target, here)
+    assert (recipe.name, recipe.to_dict()) == ("mine", content["recipe"])
+    elsewhere = replace(here, hash="0123456789abcdef")
+    with pytest.raises(RecipeError, match="was tuned on the weights"):
+        load_recipe(target, elsewhere)
 
     other = next(t for t in TASKS if t != task)
     held = tmp_path / "held.json"
     held.write_text(json.dumps({"recipe": paper().to_dict(), "evidence": {other: {"n": 1}}}))
-    joined = preset.joined("both", task, recipe, {"n": 2}, held)
+    joined = preset.joined("both", task, recipe, {"n": 2}, held, here)
     assert joined["evidence"] == {other: {"n": 1}, task: {"n": 2}}
     both = Recipe.from_dict(joined["recipe"])
     assert (both.of(task), both.of(other)) == (recipe.of(task), paper().of(other))
+    with pytest.raises(RecipeError, match="was tuned on the weights"):
+        preset.joined("both", task, recipe, {"n": 2}, target, elsewhere)
+
+
+def test_a_file_that_cannot_be_joined_shows_before_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    engine = flashu.Engine(model, model.processor)
+    monkeypatch.setattr("flashu.cli.tune.open_engine", lambda *_: engine)
+    monkeypatch.setattr(tuner.Tuner, "tune", lambda *_: pytest.fail("searched"))
+    words = ["tune", "--task", "generation", "--budget", "score >= 0.9", "--join", str(TUNED / "scenes-fast.json")]
+    done = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "mine.json")])
+    assert (done.exit_code, "was tuned on the weights" in done.stderr) == (1, True)
 
 
 def test_wrong_usage_is_one_sentence() -> None:
@@ -221,8 +254,8 @@ def test_wrong_usage_is_one_sentence() -> None:
 
 def test_rounds_meet_other_items_and_are_merged() -> None:
     model = tiny_model()
-    assert model.processor is not None
-    engine = flashu.Engine(model, replace_tokens(model.processor))
+    processor = replace(model.processor, defaults=replace(model.processor.defaults, max_new_tokens=2))
+    engine = flashu.Engine(model, processor)
     scorer = Scorer("understanding", lambda recipe: engine.with_recipe(recipe), items=12, ledger=Ledger())
     tables = [scorer.score(exact(), number) for number in (0, 1)]
     assert len(scorer.ledger.values) == 2
@@ -237,34 +270,18 @@ def test_rounds_meet_other_items_and_are_merged() -> None:
     assert whole.against(whole).value == 0
 
 
-def replace_tokens(processor: Any) -> Any:
-    from flashu.models.showo2.processor import Processor
-
-    return Processor(processor.text, processor.vae, replace(processor.defaults, max_new_tokens=2))
-
-
 # -- what is shipped ---------------------------------------------------------------------------------------------------
-FILES = sorted(SHIPPED.glob("*.json"))
+FILES = sorted(TUNED.glob("*.json"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_shipped_presets_fit_the_model_they_name(path: Path) -> None:
-    model, name = path.stem.split("-", 1)
-    recipe = Recipe.from_file(path)
-    assert load_recipe(path.stem) == recipe
-    assert shipped(name, model) == path
-    assert recipe.name == path.stem
+    model = path.stem.rpartition("-")[0]
     content = json.loads(path.read_text())
+    recipe = Recipe.from_dict(content["recipe"])
+    assert recipe.name == path.stem
+    assert flashu.load(model, path.stem).recipe.methods == recipe.methods
     assert set(content["evidence"]) == set(TASKS)
-    sizes = flashu.load(model)
-    recipe.check(Room(model, sizes.model.num_layers, sizes.model.config.head.num_layers))
     for task, evidence in content["evidence"].items():
         assert [m.to_dict() for m in recipe.of(task)] == evidence["recipe"]["methods"]
         assert {"score", "difference", "vanilla", "n", "machine", "model_hash", "command", "seed"} <= evidence.keys()
-
-
-def test_general_presets_come_first_and_unknown_names_are_refused() -> None:
-    assert load_recipe("fast") == PRESETS["fast"]()
-    assert shipped("balanced", "scenes") == shipped("scenes-balanced", "elsewhere")
-    with pytest.raises(RecipeError, match="no preset 'balanced'"):
-        load_recipe("balanced", "elsewhere")

@@ -1,30 +1,47 @@
-"""A benchmark from a subject and rows: warm up, count, measure in rounds, summarise."""
+"""A benchmark of rows on a subject: warm up, count, measure in rounds, summarise."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from statistics import fmean, median
+
+import torch
+from torch import Tensor
 
 from flashu.bench.ceiling import highest, measure_ceiling
-from flashu.bench.flops import FlopClock, counting
-from flashu.bench.kinds import PROMPT, Kind, Piece, compose, means
-from flashu.bench.lanes import Banks, Lane, OriginalLane, RecipeLane, Take, decode_image
-from flashu.bench.machine import conditions
-from flashu.bench.memory import MEANING
-from flashu.bench.result import Report, RowResult
+from flashu.bench.memory import MEANING, Peak
+from flashu.bench.programs import Program, decode_image, program_of
+from flashu.bench.result import Report, RowResult, brief
 from flashu.bench.rows import Row
+from flashu.bench.steps import AROUND, PROMPT, Span, StepKind, compose, compose_components, means
 from flashu.bench.subject import Subject
-from flashu.bench.summary import about, summary
-from flashu.bench.watch import Clock, Watch, clock_of
+from flashu.bench.tracing import Tracer
 from flashu.errors import FlashUError
+from flashu.evaluation.flops import FlopClock, counting
+from flashu.evaluation.machine import conditions
+from flashu.evaluation.statistics import Spread
+from flashu.evaluation.timing import Clock, clock_of, in_turns, timed
 
-NO_GRAPHS = "CUDA graphs need a CUDA device: there is none here"
 SHORTEST = 0.5
-"""Seconds a sampled run lasts at least: a small model's is played again and again."""
+"""Seconds a short run lasts at least: a small model's is repeated."""
 Say = Callable[[str], None]
-T = TypeVar("T")
+SharedSpans = dict[tuple[bool, bool], list[Span]]
+"""Of one round of short runs: a kind of step that several rows have is timed once, unless these differ in (compiled,
+in place)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run: its spans, the seconds it took from end to end, the most memory it held (see `memory.MEANING`), and its
+    result (None: of a short run of nothing)."""
+
+    spans: list[Span]
+    seconds: float
+    peak: int | None
+    result: Tensor | None = None
 
 
 def bench(
@@ -39,149 +56,179 @@ def bench(
     """Measure ``rows`` in ``repeats`` interleaved rounds after a warm-up.
 
     ``sampled``: compose each run from one forward of each kind; ``check``: also run each row whole, once. ``say`` is
-    told what is being done.
+    called with what is being done. A row that this machine cannot run is skipped, with the reason in its note.
     """
-    device = subject.model.device
-    clock, banks = clock_of(device), Banks(subject.model)
-    lanes, notes = [], {}
-    for row in rows:
-        if row.graphs and device.type != "cuda":
-            notes[row.name] = NO_GRAPHS
-            continue
-        try:
-            lanes.append(lane_of(row, subject, banks, clock))
-        except FlashUError as error:
-            notes[row.name] = str(error)
+    programs, notes = programs_of(rows, subject)
+    clock = clock_of(subject.device)
     say("measuring the machine's ceilings")
-    ceilings = [measure_ceiling(device, subject.model.dtype)]
-    flops = count_flops(lanes, subject, banks, say)
-    compiling = {lane: warm_up(lane, sampled, say) for lane in lanes if lane.row.compiled}
+    ceilings = [measure_ceiling(subject.device, subject.dtype)]
+    flops = count_flops(programs, say)
+    compiling = {p: compile_seconds(p, clock, sampled, say) for p in programs if p.row.compiled}
     if not sampled:
-        settle_fewer(lanes, {lane: [lane.sample(SHORTEST)] for lane in lanes if is_needed(lane, lanes)})
-
-    pools = [Pool(decoded(subject, clock)) for _ in range(repeats)] if sampled else []
-
-    def play(lane: Lane, n: int) -> Take:
-        if lane is lanes[0]:  # the machine drifts, and its best with it
-            ceilings.append(measure_ceiling(device, subject.model.dtype))
-        say(f"round {n + 1} of {repeats}: {lane.row.name}")
-        return pools[n].add(lane) if sampled else lane.whole()
-
-    takes = interleaved(lanes, repeats, play)
+        compared = {name for p in programs if p.row.same_cost_as for name in (p.row.name, p.row.same_cost_as)}
+        match_costs(programs, {p: [short_run(p, clock, SHORTEST)] for p in programs if p.row.name in compared})
+    samples: dict[Program, list[Sample]] = {program: [] for program in programs}
+    shared: SharedSpans = {}
+    for n, program in in_turns(programs, repeats):
+        if program is programs[0]:
+            ceilings.append(measure_ceiling(subject.device, subject.dtype))  # they drift as the rows do
+            shared = {}
+        say(f"round {n + 1} of {repeats}: {program.row.name}")
+        samples[program].append(shared_run(program, clock, shared) if sampled else whole_run(program, clock))
     if sampled:
-        takes = {
-            lane: [pool.of(lane, take) for pool, take in zip(pools, own, strict=True)] for lane, own in takes.items()
-        }
-        settle_fewer(lanes, takes)
-    results = {}
-    for lane in lanes:
-        result = summary(lane, takes[lane], flops, sampled)
+        match_costs(programs, samples)
+    results = {row: RowResult(row, note) for row, note in notes.items()}
+    for program in programs:
+        result = summary(program, samples[program], flops, sampled)
         if sampled and check:
-            say(f"a whole run of {lane.row.name}")
-            result = replace(result, whole_seconds=lane.whole().seconds)
-        results[lane.row.name] = replace(result, compile_seconds=compiling.get(lane))
+            say(f"a whole run of {program.row.name}")
+            result = replace(result, whole_seconds=whole_run(program, clock).seconds)
+        results[program.row.name] = replace(result, compile_seconds=compiling.get(program))
     return Report(
-        about(subject),
+        subject.about(),
         subject.units,
         sampled,
         repeats,
-        conditions(device),
+        conditions(subject.device),
         asdict(highest(ceilings)),
-        MEANING[device.type],
-        tuple(results[row.name] if row.name in results else RowResult(row.name, notes[row.name]) for row in rows),
+        MEANING[subject.device.type],
+        tuple(results[row.name] for row in rows),
     )
 
 
-def lane_of(row: Row, subject: Subject, banks: Banks, clock: Clock, compiled: bool | None = None) -> Lane:
-    """The lane a row runs on; ``compiled`` overrides what the row says."""
-    if row.recipe is None:
-        if subject.weights not in ("", "packed"):
-            raise FlashUError(f"the original program knows no {subject.weights} weights")
-        return OriginalLane(row, subject, clock)
-    return RecipeLane(row, subject, clock, banks, compiled=row.compiled if compiled is None else compiled)
+def programs_of(rows: Sequence[Row], subject: Subject) -> tuple[list[Program], dict[str, str]]:
+    """The rows that can be run here on the subject, and for the others the reason why not."""
+    programs: list[Program] = []
+    notes: dict[str, str] = {}
+    for row in rows:
+        try:
+            if row.same_cost_as in notes:
+                raise FlashUError(f"it costs what {row.same_cost_as!r} costs, which is skipped")
+            if row.same_cost_as and subject.sizes.spec.drawing == "autoregressive":
+                raise FlashUError("this model takes a forward for each token, however many steps are asked for")
+            programs.append(program_of(row, subject))
+        except FlashUError as error:
+            notes[row.name] = str(error)
+    return programs, notes
 
 
-def interleaved(lanes: Sequence[T], repeats: int, play: Callable[[T, int], Take]) -> dict[T, list[Take]]:
-    """A B C A B C ...: what drifts, drifts for all."""
-    takes: dict[T, list[Take]] = {lane: [] for lane in lanes}
-    for n in range(repeats):
-        for lane in lanes:
-            takes[lane].append(play(lane, n))
-    return takes
+# -- runs --------------------------------------------------------------------------------------------------------
+def whole_run(program: Program, clock: Clock) -> Sample:
+    """A whole request."""
+    return _run(program.whole, clock, program.subject.device)
 
 
-class Pool:
-    """What one round of short runs met: a kind of forward that several rows share is timed once, unless their rooms
-    or the layout of their weights differ."""
-
-    def __init__(self, image: Sequence[Piece]) -> None:
-        self.met: dict[tuple[bool, bool], list[Piece]] = defaultdict(lambda: list(image))
-
-    def add(self, lane: Lane) -> Take:
-        met = self.met[lane.row.compiled, lane.row.in_place]
-        take = lane.sample(SHORTEST, known={piece.kind for piece in met})
-        met += take.pieces
-        return take
-
-    def of(self, lane: Lane, take: Take) -> Take:
-        """The pieces a lane's runs are composed of."""
-        wanted = lane.counts()
-        return replace(
-            take, pieces=[piece for piece in self.met[lane.row.compiled, lane.row.in_place] if piece.kind in wanted]
-        )
+def short_run(
+    program: Program,
+    clock: Clock,
+    at_least: float = 0.0,
+    known: Container[StepKind] = (),
+    *,
+    eager: bool = False,
+) -> Sample:
+    """The shortest runs with every kind of forward but the ``known``, repeated for ``at_least`` seconds; nothing if
+    every kind is known."""
+    if all(kind in known for kind in program.counts()):
+        return Sample([], 0.0, None)
+    return _run(lambda tracer: program.run(tracer, known, eager=eager), clock, program.subject.device, at_least)
 
 
-def count_flops(lanes: Sequence[Lane], subject: Subject, banks: Banks, say: Say) -> dict[Kind, float]:
-    """FLOPs of one piece of each kind, and the warm-up of eager rooms. Compiled ones do the same work."""
-    counted: dict[Kind, float] = {}
-    for lane in lanes:
-        say(f"warming up and counting the FLOPs of {lane.row.name}")
+def _run(call: Callable[[Tracer], Tensor], clock: Clock, device: torch.device, at_least: float = 0.0) -> Sample:
+    tracer = Tracer(clock)
+    spans: list[Span] = []
+    seconds = 0.0
+    with Peak(device) as peak:
+        while not spans or seconds < at_least:
+            result, took = timed(partial(call, tracer), clock)
+            spans += tracer.collect()
+            seconds += took
+    return Sample(spans, seconds, peak.bytes, result)
+
+
+def shared_run(program: Program, clock: Clock, shared: SharedSpans) -> Sample:
+    """A short run of what the spans ``shared`` by a round's rows lack. The sample has the list that later rows of the
+    round add to; the first run's also has the decoding of what it drew, which short runs leave out."""
+    key = program.row.compiled, program.row.in_place
+    known = shared.setdefault(key, [])
+    sample = short_run(program, clock, SHORTEST, known={span.kind for span in known})
+    if not known and program.subject.drawing:
+        assert sample.result is not None
+        tracer = Tracer(clock)
+        decode_image(program.subject, tracer, sample.result)
+        known += tracer.collect()
+    known += sample.spans
+    return replace(sample, spans=known)
+
+
+# -- before the rounds -------------------------------------------------------------------------------------------
+def count_flops(programs: Sequence[Program], say: Say) -> dict[StepKind, float]:
+    """FLOPs of one span of each kind, which also warms up what is eager. Compiled code does the same work."""
+    counted: dict[StepKind, float] = {}
+    for program in programs:
+        say(f"warming up and counting the FLOPs of {program.row.name}")
         clock = FlopClock()
-        eager = lane_of(lane.row, subject, banks, clock, compiled=False)
         with counting(clock):
-            counted |= means(eager.sample(known=counted).pieces)
+            counted |= means(short_run(program, clock, known=counted, eager=True).spans)
     return counted
 
 
-def warm_up(lane: Lane, sampled: bool, say: Say) -> float:
-    """Seconds by which the first run, which compiles, is longer than the second. Short runs, but where answers are
-    timed whole: which layers those skip, they find out, and so what there is to compile."""
-    say(f"compiling {lane.row.name}")
-    play = lane.sample if sampled or lane.subject.task == "t2i" else lane.whole
-    first = play().seconds
-    return max(first - play().seconds, 0.0)
+def compile_seconds(program: Program, clock: Clock, sampled: bool, say: Say) -> float:
+    """Seconds by which the first run, which compiles, is longer than the second. Short runs, except where answers are
+    timed whole: there the layers to skip are known only at run time, and so is what to compile."""
+    say(f"compiling {program.row.name}")
+    run = short_run if sampled or program.subject.drawing else whole_run
+    first = run(program, clock).seconds
+    return max(first - run(program, clock).seconds, 0.0)
 
 
-def is_needed(lane: Lane, lanes: Sequence[Lane]) -> bool:
-    """Whether the cost of a lane decides how many forwards some lane takes."""
-    return bool(lane.row.as_dear_as) or any(other.row.as_dear_as == lane.row.name for other in lanes)
+def match_costs(programs: Sequence[Program], samples: Mapping[Program, Sequence[Sample]]) -> None:
+    """Give the rows that cost the same as another as many forwards as cost what that one's forwards cost."""
+    by_name = {program.row.name: program for program in programs}
+    for program in programs:
+        if program.row.same_cost_as:
+            model = by_name[program.row.same_cost_as]
+            spans = {p: [span for sample in samples[p] for span in sample.spans] for p in (program, model)}
+            own = [span for span in spans[program] if span.kind in program.counts()]
+            program.steps = equal_forwards(own, compose(spans[model], model.counts()))
 
 
-def settle_fewer(lanes: Sequence[Lane], takes: dict[Lane, list[Take]]) -> None:
-    """Give the rows "as dear as" another as many forwards as cost what that one's forwards cost."""
-    by_name = {lane.row.name: lane for lane in lanes}
-    for lane in lanes:
-        if lane.row.as_dear_as:
-            dear = by_name[lane.row.as_dear_as]
-            assert isinstance(lane, RecipeLane)
-            lane.steps = equal_forwards(_pieces(takes[lane]), compose(_pieces(takes[dear]), dear.inside()))
-
-
-def equal_forwards(pieces: Sequence[Piece], amount: float) -> int:
-    """How many of the full forwards among ``pieces``, after their one prompt pass, cost ``amount``."""
-    each = means(pieces)
+def equal_forwards(spans: Sequence[Span], amount: float) -> int:
+    """How many of the full forwards among ``spans``, after their one forward over the prompts, cost ``amount``."""
+    each = means(spans)
     prompt = sum(value for kind, value in each.items() if kind.step == PROMPT)
-    full = sum(value for kind, value in each.items() if kind.step == "denoise")
+    full = sum(value for kind, value in each.items() if kind.step == "block")
     return max(1, round((amount - prompt) / full))
 
 
-def decoded(subject: Subject, clock: Clock) -> list[Piece]:
-    """The decoding of the latents, which sampled runs leave out."""
-    watch = Watch(clock)
-    if subject.task == "t2i":
-        decode_image(watch, subject, subject.noise())
-    return watch.pieces()
-
-
-def _pieces(takes: Sequence[Take]) -> list[Piece]:
-    return [piece for take in takes for piece in take.pieces]
+# -- after the rounds --------------------------------------------------------------------------------------------
+def summary(program: Program, samples: Sequence[Sample], flops: Mapping[StepKind, float], sampled: bool) -> RowResult:
+    """One row's result: medians over the rounds, amounts composed from the spans; ``flops`` of one of each kind."""
+    counts = [program.kinds if sampled else Counter(span.kind for span in sample.spans) for sample in samples]
+    forwards = [Counter({kind: n for kind, n in count.items() if kind.step not in AROUND}) for count in counts]
+    pairs = list(zip(samples, counts, strict=True))
+    parts = [compose_components(sample.spans, count) for sample, count in pairs]
+    each = [means(sample.spans) for sample in samples]
+    peaks = [sample.peak for sample in samples if sample.peak is not None]
+    return RowResult(
+        program.row.name,
+        program.note,
+        recipe=None if program.row.recipe is None else program.engine.recipe.to_dict(),
+        forwards=program.forwards,
+        seconds=Spread.of([compose(s.spans, count) if sampled else s.seconds for s, count in pairs]),
+        parts={name: median(part.get(name, 0.0) for part in parts) for name in parts[0]},
+        kinds=tuple(
+            {
+                "kind": str(kind),
+                "count": fmean(count[kind] for count in counts),
+                "seconds": brief(Spread.of([mean[kind] for mean in each if kind in mean])),
+                "flops": flops.get(kind, 0.0),
+                "bytes": program.bytes_of(kind),
+            }
+            for kind in {kind: None for count in counts for kind in count}
+        ),
+        flops=sum(count * flops[kind] for kind, count in forwards[-1].items()),
+        flops_predicted=program.flops,
+        bytes=sum(count * program.bytes_of(kind) for kind, count in forwards[-1].items()),
+        model_seconds=median(compose(s.spans, count) for s, count in zip(samples, forwards, strict=True)),
+        peak_memory=max(peaks) if peaks else None,
+    )

@@ -1,4 +1,4 @@
-"""The most memory held during a run: the device allocator's own count, or on a CPU what the process grew by."""
+"""The most memory held during a run."""
 
 from __future__ import annotations
 

@@ -1,18 +1,16 @@
-"""A report as a picture: one bar per row, stacked by component."""
+"""A report as a plot: one bar per row, stacked by component."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from flashu.bench.kinds import OTHER
 from flashu.bench.result import Report
 from flashu.bench.rows import ORIGINAL
-from flashu.bench.table import part_names, times, title
-from flashu.bench.watch import COMPONENTS
+from flashu.bench.steps import COMPONENTS, OTHER
+from flashu.bench.table import component_names, times, title
 from flashu.errors import FlashUError
 
 COLOURS = {name: f"C{n}" for n, name in enumerate(COMPONENTS)} | {OTHER: "lightgrey"}
-"""A component has its colour in every picture."""
 
 
 def plot(report: Report, path: Path) -> None:
@@ -20,14 +18,14 @@ def plot(report: Report, path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise FlashUError('the picture needs matplotlib: pip install "flashu[plots]"') from error
+        raise FlashUError('the plot needs matplotlib: pip install "flashu[plots]"') from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [row for row in report.rows if row.seconds is not None]
     figure, axes = plt.subplots(figsize=(9, 1.4 + 0.36 * len(rows)), layout="constrained")
     left = [0.0] * len(rows)
-    for name in part_names(report):
+    for name in component_names(report):
         widths = [max(row.parts.get(name, 0.0), 0.0) for row in rows]
         axes.barh([row.name for row in rows], widths, left=left, label=name, height=0.7, color=COLOURS[name])
         left = [a + b for a, b in zip(left, widths, strict=True)]

@@ -1,47 +1,22 @@
-"""What a benchmark found: rows with medians and spreads, the machine, the conditions. Plain values, JSON in and out."""
+"""The results of a benchmark: rows with medians and spreads, the machine, the conditions; written as JSON."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import median
 from typing import Any
 
 from flashu.bench.rows import EXACT, ORIGINAL
+from flashu.evaluation.statistics import Spread
 
 FORMAT = "flashu-bench-1"
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Median of ``n`` values, the lowest and the highest."""
-
-    median: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(median(values), min(values), max(values), len(values))
-
-
-@dataclass(frozen=True, slots=True)
-class KindResult:
-    """One kind of forward: how many there are in a whole run, and what one costs."""
-
-    kind: str
-    count: float
-    seconds: Spread
-    flops: float
-    bytes: float
-
-
 @dataclass(frozen=True)
 class RowResult:
-    """One row. ``seconds`` of a request, end to end; ``flops`` and ``bytes`` of its forwards, the autoencoder's not
-    counted; ``parts``: median seconds by component. ``note``: why there is nothing else here."""
+    """One row. ``seconds`` of a request, end to end; ``flops`` and ``bytes`` of its forwards, without the autoencoder;
+    ``model_seconds`` of these; ``parts``: median seconds by component; ``kinds``: how many steps of each kind there
+    are, and what one costs. ``note``: why the row was skipped, or what it leaves out."""
 
     name: str
     note: str = ""
@@ -49,7 +24,7 @@ class RowResult:
     forwards: int = 0
     seconds: Spread | None = None
     parts: dict[str, float] = field(default_factory=dict)
-    kinds: tuple[KindResult, ...] = ()
+    kinds: tuple[dict[str, Any], ...] = ()
     flops: float = 0.0
     flops_predicted: float = 0.0
     bytes: float = 0.0
@@ -99,6 +74,7 @@ class Report:
         for row, entry in zip(self.rows, data["rows"], strict=True):
             if row.seconds is None:
                 continue
+            entry["seconds"] = brief(row.seconds)
             entry[f"{unit}_per_second"] = count / row.seconds.median
             entry["flops_per_second"] = row.flops_per_second
             entry["bytes_per_second"] = row.bytes_per_second
@@ -107,3 +83,8 @@ class Report:
             entry["times_original"] = self.speedup(row, ORIGINAL)
             entry["times_exact"] = self.speedup(row, EXACT)
         return data
+
+
+def brief(spread: Spread) -> dict[str, float]:
+    """The median, the lowest and the highest of n values."""
+    return {"median": spread.median, "low": spread.least, "high": spread.most, "n": len(spread.values)}

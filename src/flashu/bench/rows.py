@@ -1,4 +1,4 @@
-"""The rows of a benchmark: one list per task. A row is a recipe and how its rooms run."""
+"""The rows of a benchmark: one list per task. A row is a recipe and the way it runs."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from dataclasses import dataclass, replace
 
 from flashu.errors import FlashUError
 from flashu.plan import Task
-from flashu.plan.recipe import PRESETS, Recipe, exact, paper
+from flashu.plan.presets import PRESETS, paper
+from flashu.plan.recipe import Recipe, exact
 
 ORIGINAL, EXACT, PAPER, FEWER = "original", "exact", "paper", "fewer-steps"
 
 
 @dataclass(frozen=True)
 class Row:
-    """``recipe`` None: the released program's own loop. ``as_dear_as``: as many forwards of the recipe as cost what
-    that row costs. ``graphs``: needs CUDA. ``in_place``: FFN banks are slices of the model's own weights."""
+    """``recipe`` None: the original program's own loop. ``graphs``: captured, which needs CUDA. ``in_place``: FFN banks
+    are slices of the model's own weights. ``same_cost_as``: as many forwards of the recipe as cost what that row costs.
+    """
 
     name: str
     recipe: Recipe | None = None
     compiled: bool = False
     graphs: bool = False
     in_place: bool = False
-    as_dear_as: str = ""
+    same_cost_as: str = ""
 
 
 def rows_of(task: Task) -> tuple[Row, ...]:
@@ -31,12 +33,13 @@ def rows_of(task: Task) -> tuple[Row, ...]:
     full = paper()
     names = [m.name for m in full.of(task)]
     hybrid = tuple(replace(m, tau=0) if m.name == "ffn_prune" else m for m in full.methods)  # type: ignore[call-arg]
+    only = {name: Recipe(tuple(m for m in full.of(task) if m.name == name), f"{name} only") for name in names}
     rows = [
         Row(ORIGINAL),
         Row(EXACT, exact()),
         Row("exact+compile", exact(), compiled=True),
         Row("exact+compile+graphs", exact(), compiled=True, graphs=True),
-        *(Row(f"{name} only", _only(full, task, name)) for name in names),
+        *(Row(recipe.name, recipe) for recipe in only.values()),
         Row(PAPER, full),
         Row("paper+compile", full, compiled=True),
         Row("paper in place", full, in_place=True),
@@ -45,7 +48,7 @@ def rows_of(task: Task) -> tuple[Row, ...]:
         *(Row(name, make()) for name, make in PRESETS.items() if name not in (EXACT, PAPER)),
     ]
     if task == "generation":
-        rows.append(Row(FEWER, exact(), as_dear_as=PAPER))
+        rows.append(Row(FEWER, exact(), same_cost_as=PAPER))
     return tuple(rows)
 
 
@@ -60,10 +63,6 @@ def choose_rows(task: Task, names: Sequence[str] | None = None) -> tuple[Row, ..
             hint = f"did you mean {near[0]!r}?" if near else f"rows are {', '.join(known)}"
             raise FlashUError(f"there is no row {name!r} for {task}: {hint}")
     for row in known.values():
-        if row.name in names and row.as_dear_as and row.as_dear_as not in names:
-            raise FlashUError(f"row {row.name!r} costs what {row.as_dear_as!r} costs: name that row too")
+        if row.name in names and row.same_cost_as and row.same_cost_as not in names:
+            raise FlashUError(f"row {row.name!r} costs what {row.same_cost_as!r} costs: name that row too")
     return tuple(row for name, row in known.items() if name in names)
-
-
-def _only(full: Recipe, task: Task, name: str) -> Recipe:
-    return Recipe(tuple(m for m in full.of(task) if m.name == name), f"{name} only")

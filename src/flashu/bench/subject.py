@@ -1,84 +1,161 @@
-"""What is measured: a model, a task and its inputs. The same inputs for every row of a table."""
+"""What is measured: a model, a task and its requests, the same for every row of a benchmark."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
-from itertools import cycle, islice
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
 
-from flashu.bench.random_weights import NAMED, named_model
 from flashu.errors import FlashUError
-from flashu.inference import requests
-from flashu.inference.samplers import flow
+from flashu.inference.actions import Action, AnswerRequest, Append, Decode, DrawRequest, Layout
+from flashu.inference.calibrate.bank import Mask, bank, kept
+from flashu.models.memory import held_bytes
 from flashu.models.offload import offload, offloaded
+from flashu.models.packing import PackedLinear, pack
+from flashu.models.pretrained import check_placement
+from flashu.models.protocol import UnifiedModel
 from flashu.models.quantize import quantize
-from flashu.models.registry import open_model
-from flashu.models.showo2.model import ShowO2
-from flashu.models.showo2.processor import Processor
-from flashu.plan import Task
+from flashu.models.registry import families, open_model
+from flashu.plan import MAIN, Task
+from flashu.plan.explain import Sizes
+from flashu.plan.limits import check_number
+from flashu.plan.recipe import Recipe, exact
+from flashu.runtime.runner import Bank
 
 TASK: dict[str, Task] = {"t2i": "generation", "mmu": "understanding"}
-PROMPT_TOKENS, QUESTION_TOKENS, NEW_TOKENS = 16, 32, 32
+NEW_TOKENS = 32
 SEED = 7
+PROMPT = "a red circle above a blue square and a green triangle left of it"
+QUESTION = "is there a red circle above the blue square and a green triangle left of it"
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """``steps``: what an image is asked for before a recipe shortens it; ``new_tokens``: of every answer.
-
-    ``prompts``: a row of ids with its marks for each image; ``question``: ids before and after the picture.
-    """
+    """``steps``: what an image is asked for before a recipe shortens it; ``new_tokens``: of every answer."""
 
     name: str
-    model: ShowO2
-    processor: Processor
-    task: str
+    model: Any
+    processor: Any
+    task: Task
     batch: int
     steps: int
     new_tokens: int
-    prompts: list[list[int]]
-    question: requests.Parts
 
     @property
-    def size(self) -> tuple[int, int]:
-        defaults = self.processor.defaults
-        return requests.latent_size(self.model, self.processor, defaults.height, defaults.width)
+    def device(self) -> torch.device:
+        return self.model.device
 
     @property
-    def image_tokens(self) -> int:
-        rows, columns = self.size
-        return rows * columns // self.model.config.patch_size**2
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def drawing(self) -> bool:
+        return self.task == "generation"
+
+    @cached_property
+    def layout(self) -> Layout:
+        return self.model.layout(self.processor)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return self.layout.sizes(self.name)
 
     @property
     def guidance(self) -> float | None:
-        scale = self.processor.defaults.guidance
-        return None if self.task == "mmu" or scale in (0, 1) else scale
+        scale = self.layout.defaults.guidance
+        return None if not self.drawing or scale in (0, 1) else scale
 
     @property
     def weights(self) -> str:
-        """How the weights are held, where that is not as the checkpoint has them."""
+        """How the weights are held: packed, offloaded, a quantization scheme, or "" for as the checkpoint has them."""
         if offloaded(self.model):
             return "offloaded"
-        return "packed" if self.model.packed else self.model.quantization or ""
+        packed = any(isinstance(module, PackedLinear) for module in self.model.modules())
+        return "packed" if packed else self.model.quantization or ""
 
     @property
     def units(self) -> tuple[int, str]:
         """How much one request yields."""
-        return (self.batch, "images") if self.task == "t2i" else (self.batch * self.new_tokens, "tokens")
+        return (self.batch, "images") if self.drawing else (self.batch * self.new_tokens, "tokens")
 
-    def noise(self) -> Tensor:
-        """[B, c, h, w]"""
-        shape = (self.model.config.image_latent_dim, *self.size)
-        return torch.stack([flow.noise(shape, SEED + n) for n in range(self.batch)]).to(self.model.device)
+    # -- requests ----------------------------------------------------------------------------------------------
+    def images_to_draw(self, steps: int) -> list[DrawRequest]:
+        return [DrawRequest(turned(PROMPT, n), SEED + n, steps) for n in range(self.batch)]
 
-    def pixels(self) -> list[Tensor]:
-        """B made-up pictures [1, 3, H, W]."""
-        defaults = self.processor.defaults
-        generator = torch.Generator().manual_seed(SEED)
-        return list(torch.rand(self.batch, 1, 3, defaults.height, defaults.width, generator=generator) * 2 - 1)
+    @cached_property
+    def questions(self) -> list[AnswerRequest]:
+        """About a random picture each."""
+        size, generator = self.layout.defaults, torch.Generator().manual_seed(SEED)
+        shape = (self.batch, size.height, size.width, 3)
+        pictures = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).numpy()
+        return [
+            AnswerRequest(turned(QUESTION, n), (Image.fromarray(picture),), self.new_tokens)
+            for n, picture in enumerate(pictures)
+        ]
+
+    def scripts(self, recipe: Recipe, steps: int) -> list[list[Action]]:
+        """The actions of each image or answer; no answer stops early."""
+        if self.drawing:
+            return self.layout.draw(self.images_to_draw(steps), recipe)
+        scripts = self.layout.answer(self.questions)
+        return [[replace(a, stop=frozenset()) if isinstance(a, Decode) else a for a in script] for script in scripts]
+
+    @cached_property
+    def text_tokens(self) -> int:
+        """Of the first prompt, or of the first question without its picture; both with their special tokens."""
+        first = self.scripts(exact(), self.steps)[0]
+        appended = [action for action in first if isinstance(action, Append) and MAIN in action.to]
+        total = sum(segment.length for action in appended for segment in action.segments)
+        return total if self.drawing else total - self.sizes.image_tokens(None, None) - self.sizes.spec.markers
+
+    # -- pruned FFNs -------------------------------------------------------------------------------------------
+    def mask(self, ratio: float) -> Mask:
+        """Neurons that FFNs pruned by ``ratio`` keep: random ones, which cost the same as any."""
+        shape = (len(self.model.ffns()), self.sizes.spec.neurons)
+        return kept(torch.rand(shape, generator=torch.Generator().manual_seed(0)), ratio)
+
+    @cached_property
+    def _banks(self) -> dict[float, Bank]:
+        return {}
+
+    def bank(self, ratio: float) -> Bank:
+        """Copies of the weights that `mask` keeps, made once for all rows."""
+        if ratio not in self._banks:
+            self._banks[ratio] = bank(self.model, self.mask(ratio))
+        return self._banks[ratio]
+
+    def about(self) -> dict[str, Any]:
+        """What is measured, for the report."""
+        defaults = self.layout.defaults
+        return {
+            "model": self.name,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "held_bytes": held_bytes(self.model),
+            "task": next(name for name, task in TASK.items() if task == self.task),
+            "batch": self.batch,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "weights": self.weights,
+            "device": str(self.device),
+            "pixels": [defaults.height, defaults.width],
+            "guidance": self.guidance,
+            "steps": self.steps if self.drawing else None,
+            "new_tokens": None if self.drawing else self.new_tokens,
+            "prompt_tokens": self.text_tokens if self.drawing else None,
+            "question_tokens": None if self.drawing else self.text_tokens,
+            "image_tokens": self.sizes.image_tokens(None, None),
+            "autoencoder": self.layout.draws,
+        }
+
+
+def turned(text: str, count: int) -> str:
+    """The words of a text, begun at another: requests of a batch must differ, as equal ones are computed once."""
+    words = text.split()
+    first = count % len(words)
+    return " ".join((*words[first:], *words[:first]))
 
 
 def task_of(name: str) -> Task:
@@ -101,58 +178,56 @@ def open_subject(
     quantization: str | None = None,
     offloading: bool = False,
 ) -> Subject:
-    """The subject of a name: a released size (made-up weights, bf16 unless told otherwise), "scenes", a checkpoint.
+    """The subject of a name: a released size (random weights, bf16 by default), "scenes", a checkpoint.
 
-    Its weights are packed, quantized or offloaded as a user's would be (see `ShowO2.from_pretrained`); one of these.
+    Its weights are packed, quantized or offloaded as a user's would be; at most one of these.
     """
-    if sum((pack, quantization is not None, offloading)) > 1:
-        raise FlashUError("weights are packed, quantized or offloaded: give one of the three")
-    place = torch.device(device)
-    weights = torch.device("cpu") if offloading else place
-    if name in NAMED:
-        model, processor = named_model(name, dtype or torch.bfloat16, weights, place)
+    check_placement(offloading, quantization, pack)
+    random = next((known.random for known in families() if name in known.random_sizes), None)
+    if random is None:
+        model = open_model(name, dtype=dtype, device=device, offload=offloading, quantize=quantization, pack=pack)
+        processor = model.processor
     else:
-        model, processor = open_model(name, dtype, weights, place)
-    if pack:
-        model.pack()
+        model, processor = _random(random, name, dtype, torch.device(device), pack, quantization, offloading)
+    return subject_of(name, model, processor, task, batch=batch, steps=steps, new_tokens=new_tokens)
+
+
+def _random(
+    random: Any,
+    name: str,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    packing: bool,
+    quantization: str | None,
+    offloading: bool,
+) -> tuple[Any, Any]:
+    """A model with random weights and its processor."""
+    place = torch.device("cpu") if offloading else device
+    model, processor = random(name, dtype or torch.bfloat16, place, device)
+    if packing:
+        pack(model)
     if quantization is not None:
         quantize(model, quantization)
     if offloading:
-        offload(model, place)
-    return subject_of(name, model, processor, task, batch=batch, steps=steps, new_tokens=new_tokens)
+        offload(model, device)
+    return model, processor
 
 
 def subject_of(
     name: str,
-    model: ShowO2,
-    processor: Processor,
+    model: UnifiedModel,
+    processor: Any,
     task: str,
     *,
     batch: int = 1,
     steps: int | None = None,
     new_tokens: int | None = None,
 ) -> Subject:
-    """The subject of a model at hand."""
-    task_of(task)
-    if task == "mmu" and processor.vae is None:
-        raise FlashUError(f'{name} has no autoencoder, so it cannot see: pip install "flashu[wan]"')
-    text, ids = processor.text, processor.text.ids
-    words = made_up(model.config.llm.vocab_size, set(astuple(ids)))
-    asked = min(QUESTION_TOKENS, text.max_question)
-    before, after = asked // 2, asked - asked // 2
-    return Subject(
-        name,
-        model.requires_grad_(False),
-        processor,
-        task,
-        requests.positive("batch", batch),
-        requests.positive("steps", processor.defaults.steps if steps is None else steps),
-        requests.positive("new_tokens", NEW_TOKENS if new_tokens is None else new_tokens),
-        [[ids.bos, *islice(words, min(PROMPT_TOKENS - 2, text.max_text)), ids.boi] for _ in range(batch)],
-        ([ids.bos, *islice(words, before - 2), ids.boi], [ids.eoi, *islice(words, after - 1)]),
-    )
-
-
-def made_up(vocabulary: int, special: set[int]) -> Iterator[int]:
-    """Token ids of words, without end."""
-    return cycle(n for n in range(min(vocabulary, 1000)) if n not in special)
+    """The subject of a model in memory."""
+    for limit, value in {"batch_size": batch, "steps": steps, "max_new_tokens": new_tokens}.items():
+        check_number(limit, value)
+    layout = model.layout(processor)
+    if task_of(task) == "understanding" and not layout.sees:
+        raise FlashUError(f'{name} cannot see as it is: if it lacks its autoencoder, pip install "flashu[wan]"')
+    defaults = layout.defaults
+    return Subject(name, model, processor, TASK[task], batch, steps or defaults.steps, new_tokens or NEW_TOKENS)

@@ -1,92 +1,93 @@
-"""A report as tables on the terminal: speed, components, use of the machine. Each fits 80 columns."""
+"""A report on the terminal, in 80 columns: speed, components, use of the machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flashu.bench.kinds import OTHER
-from flashu.bench.result import Report, RowResult, Spread
+from flashu.bench.result import Report, RowResult
 from flashu.bench.rows import EXACT, ORIGINAL
-from flashu.bench.watch import COMPONENTS
+from flashu.bench.steps import COMPONENTS, OTHER
+from flashu.evaluation.statistics import Spread
 from flashu.plan.table import amount
 
 
 def tabulated(report: Report) -> RenderableType:
-    """All tables, what was measured above them, what the columns mean below."""
-    done = [row for row in report.rows if row.seconds is not None]
-    return Group(
-        Text(title(report)),
-        table(["row", "fwd", "s", "low-high", "xorig", "xexact", "per s"], speed, report),
-        table(["s by component", *part_names(report)], parts, report),
-        table(["row", "FLOPs", "shapes", "matmul", "copy", "memory", "compile"], use, report),
-        *([table(["whole run", "s", "composed/whole"], check, report)] if any_whole(done) else []),
-        Text(footer(report)),
-    )
+    """What was measured, the tables, what the columns mean."""
+    measured = [row for row in report.rows if row.seconds is not None]
+    tables = [
+        table([speed(report, row) for row in measured]),
+        table([components(report, row) for row in measured]),
+        table([use(report, row) for row in measured]),
+        table([check(row) for row in measured if row.whole_seconds is not None]),
+    ]
+    return Group(Text(title(report)), *(table for table in tables if table.row_count), Text(footer(report)))
 
 
-def table(columns: Sequence[str], cells: Callable[[Report, RowResult], list[str]], report: Report) -> Table:
+def table(rows: Sequence[Mapping[str, str]]) -> Table:
+    """Rows of cells by their column."""
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for n, name in enumerate(columns):
+    for n, name in enumerate(rows[0] if rows else ()):
         made.add_column(name, justify="right" if n else "left", no_wrap=True)
-    for row in report.rows:
-        if row.seconds is not None:
-            made.add_row(row.name, *cells(report, row))
+    for row in rows:
+        made.add_row(*row.values())
     return made
 
 
-def speed(report: Report, row: RowResult) -> list[str]:
+def speed(report: Report, row: RowResult) -> dict[str, str]:
     assert row.seconds is not None
-    return [
-        str(row.forwards),
-        duration(row.seconds.median),
-        between(row.seconds),
-        times(report.speedup(row, ORIGINAL)),
-        times(report.speedup(row, EXACT)),
-        f"{report.units[0] / row.seconds.median:.3g}",
-    ]
+    return {
+        "row": row.name,
+        "fwd": str(row.forwards),
+        "s": duration(row.seconds.median),
+        "low-high": between(row.seconds),
+        "xorig": times(report.speedup(row, ORIGINAL)),
+        "xexact": times(report.speedup(row, EXACT)),
+        "per s": f"{report.units[0] / row.seconds.median:.3g}",
+    }
 
 
-def parts(report: Report, row: RowResult) -> list[str]:
-    return [duration(row.parts.get(name, 0.0)) for name in part_names(report)]
+def components(report: Report, row: RowResult) -> dict[str, str]:
+    return {"s by component": row.name} | {name: duration(row.parts.get(name, 0.0)) for name in component_names(report)}
 
 
-def use(report: Report, row: RowResult) -> list[str]:
-    return [
-        amount(row.flops).removesuffix("FLOPs"),
-        amount(row.flops_predicted).removesuffix("FLOPs"),
-        f"{row.flops_per_second / report.ceiling['flops']:.0%}",
-        f"{row.bytes_per_second / report.ceiling['bytes']:.0%}",
-        memory(row.peak_memory),
-        "" if row.compile_seconds is None else duration(row.compile_seconds),
-    ]
+def use(report: Report, row: RowResult) -> dict[str, str]:
+    return {
+        "row": row.name,
+        "FLOPs": amount(row.flops).removesuffix("FLOPs"),
+        "shapes": amount(row.flops_predicted).removesuffix("FLOPs"),
+        "matmul": f"{row.flops_per_second / report.ceiling['flops']:.0%}",
+        "copy": f"{row.bytes_per_second / report.ceiling['bytes']:.0%}",
+        "memory": memory(row.peak_memory),
+        "compile": "" if row.compile_seconds is None else duration(row.compile_seconds),
+    }
 
 
-def check(report: Report, row: RowResult) -> list[str]:
-    if row.whole_seconds is None or row.seconds is None:
-        return ["", ""]
-    return [duration(row.whole_seconds), f"{row.seconds.median / row.whole_seconds:.3f}"]
+def check(row: RowResult) -> dict[str, str]:
+    assert row.seconds is not None
+    assert row.whole_seconds is not None
+    ratio = row.seconds.median / row.whole_seconds
+    return {"whole run": row.name, "s": duration(row.whole_seconds), "composed/whole": f"{ratio:.3f}"}
 
 
-def any_whole(rows: Sequence[RowResult]) -> bool:
-    return any(row.whole_seconds is not None for row in rows)
-
-
-def part_names(report: Report) -> list[str]:
-    """The components that took time in any row, and what is beside them."""
+def component_names(report: Report) -> list[str]:
+    """The components that took time in any row, and the rest."""
     return [name for name in COMPONENTS if any(row.parts.get(name, 0.0) > 0 for row in report.rows)] + [OTHER]
 
 
 def title(report: Report) -> str:
     about, machine = report.subject, report.machine
-    what = f"{about['model']} {about['task']}, {about['pixels'][1]}x{about['pixels'][0]} px, batch {about['batch']}"
+    height, width = about["pixels"]
     threads = f" ({machine['threads']} threads)" if about["device"] == "cpu" else ""
-    held = f" {about['weights']}" if about.get("weights") else ""
-    return f"{what}, {about['dtype']}{held} on {machine['device']}{threads}"
+    weights = f" {about['weights']}" if about["weights"] else ""
+    return (
+        f"{about['model']} {about['task']}, {width}x{height} px, batch {about['batch']}, {about['dtype']}{weights} on "
+        f"{machine['device']}{threads}"
+    )
 
 
 def footer(report: Report) -> str:
@@ -100,7 +101,7 @@ def footer(report: Report) -> str:
             "FLOPs: counted, and predicted from shapes; like the next two without the autoencoder",
             f"matmul: share of the {amount(ceiling['flops'])}/s of a matrix product of side {ceiling['side']} here",
             f"copy: weights and cache read once a forward, share of the {ceiling['bytes'] / 1e9:.1f} GB/s copied here",
-            f"memory: {report.memory_means}",
+            f"memory: {report.memory_means}; the model's tensors hold {memory(report.subject['held_bytes'])}",
         ]
     )
 
@@ -118,7 +119,7 @@ def duration(seconds: float) -> str:
 
 
 def between(spread: Spread) -> str:
-    return f"{duration(spread.low)}-{duration(spread.high)}" if spread.n > 1 else ""
+    return f"{duration(spread.least)}-{duration(spread.most)}" if len(spread.values) > 1 else ""
 
 
 def times(ratio: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`flashu calibrate`: what the methods need to know of a model, into a file."""
+"""`flashu calibrate`: the statistics that methods need of a model, into a file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from flashu.cli import options as opt
-from flashu.cli.files import write
 from flashu.cli.opened import open_engine
-from flashu.cli.terminal import emit, progress
+from flashu.cli.output import emit, progress, write
 from flashu.errors import CalibrationError, PromptError
 
 
+@opt.offers(opt.EngineOptions, "model", "dtype", "device")
 def calibrate(
+    options: opt.EngineOptions,
     output: Annotated[Path, typer.Option("-o", "--output", show_default=False, help="The file to write.")],
-    model: opt.Model = "scenes",
     task: Annotated[opt.Task, typer.Option(help="What to calibrate.")] = opt.Task.both,
     prompts: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Prompts to draw, one a line.")
@@ -26,39 +26,35 @@ def calibrate(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help='Questions, one {"image": file, "question": text} a line.'),
     ] = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Gather FFN importance and value-norm statistics, by default on one drawing and 20 procedural scenes."""
-    tasks = [t for t in ("generation", "understanding") if task.value in (t, "both")]
     drawn = None if prompts is None else read_prompts(prompts)
     pairs = None if samples is None else read_samples(samples)
-    opened = open_engine(model, "exact", dtype, device)
+    opened = open_engine(options)
     from flashu.inference.engine import Engine
 
     engine = Engine(opened.model, opened.processor)  # without the calibration the checkpoint may have brought
     with progress() as bars:
-        for name in tasks:
+        for name in task.names:
             bar = bars.add_task(f"calibrating {name}", total=None)
-            engine.calibrate(name, prompts=drawn, pairs=pairs)  # type: ignore[arg-type]
+            engine.calibrate(name, prompts=drawn, pairs=pairs)
             bars.update(bar, completed=1, total=1)
     made = engine.calibration
     assert made is not None
     write(output, made.save)
-    correlation = None if made.correlation is None else [round(float(c), 4) for c in made.correlation]
+    if not as_json:
+        print(f"{output}: {', '.join(made.scores)} of {options.model}")
+        return
     report = {
         "file": str(output),
-        "model": model,
+        "model": options.model,
         "model_hash": made.model_hash,
         "masks": {name: list(scores.shape) for name, scores in made.scores.items()},
         "made_from": dict(made.made_from),
-        "correlation": correlation,
+        "correlation": None if made.correlation is None else [round(float(c), 4) for c in made.correlation],
     }
-    if as_json:
-        emit(report)
-    else:
-        print(f"{output}: {', '.join(made.scores)} of {model}")
+    emit(report)
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -9,31 +9,32 @@ import typer
 
 from flashu.cli import options as opt
 from flashu.cli.opened import open_engine
-from flashu.cli.terminal import emit, out, progress
+from flashu.cli.output import emit, out, progress
 
 
+@opt.offers(opt.EngineOptions, "model", "device")
 def demo(
+    options: opt.EngineOptions,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("out/demo"),
-    model: opt.Model = "scenes",
-    images: Annotated[int, typer.Option(min=6, help="Images per recipe, spread over six categories.")] = 72,
-    questions: Annotated[int, typer.Option(min=6, help="Questions per recipe, spread over six kinds.")] = 120,
+    images: Annotated[int, opt.number("items", "Images per recipe, spread over six categories.", least=6)] = 72,
+    questions: Annotated[int, opt.number("items", "Questions per recipe, spread over six kinds.", least=6)] = 120,
     steps: opt.Steps = None,
-    seed: opt.Seed = 0,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; more than one slows a model this small.")] = 1,
-    minutes: Annotated[float, typer.Option(min=0, help="When to stop at the latest, with fewer items if need be.")] = 4,
-    device: opt.Device = None,
+    seed: opt.ItemSeed = 0,
+    threads: Annotated[int, opt.number("threads", "CPU threads; more than one slows a model this small.")] = 1,
+    minutes: Annotated[float, opt.number("minutes", "When to stop at the latest, with fewer items if need be.")] = 4,
     as_json: opt.AsJson = False,
 ) -> None:
     """Draw the same prompts and answer the same questions with and without FlashU; write a report and print a table."""
-    engine = open_engine(model, "exact", None, device)
+    engine = open_engine(options)
     import torch
 
     from flashu.demo import compare, summary, write_all
 
     torch.set_num_threads(threads)
-    settings = {"images": images, "questions": questions, "steps": steps, "seed": seed, "seconds": 60 * minutes}
     with progress() as bars:
-        result = compare(engine, bars=bars, **settings)  # type: ignore[arg-type]
+        result = compare(
+            engine, images=images, questions=questions, steps=steps, seed=seed, seconds=60 * minutes, bars=bars
+        )
     write_all(result, output)
     if as_json:
         emit(result.to_dict())

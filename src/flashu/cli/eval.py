@@ -3,93 +3,76 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from flashu.cli import options as opt
-from flashu.cli.opened import open_engine, usable
-from flashu.cli.terminal import emit, out, progress
-from flashu.plan.recipe import load_recipe
+from flashu.cli.opened import find_device, open_engine
+from flashu.cli.output import bar, emit, out, progress
+from flashu.plan.presets import Target, tuned_on
 
 if TYPE_CHECKING:
     from flashu.evaluation.official import Benchmark
-    from flashu.plan import Step
 
-app = typer.Typer(help="Draw an official benchmark into the folders its scorer reads. Run again to go on.")
+app = typer.Typer(help="Draw an official benchmark into the folders its scorer reads. Run again to resume.")
 
+OFFERED = ("model", "preset", "dtype", "device", "calibration")
 Output = Annotated[Path, typer.Option("-o", "--output", file_okay=False, help="Folder of the images.")]
-Part = Annotated[
-    str | None, typer.Option("--shard", help="i/n: part i (from 0) of n; else RANK and WORLD_SIZE, else all.")
-]
+Shard = Annotated[str | None, typer.Option(help="i/n: part i (from 0) of n; else RANK and WORLD_SIZE, else all.")]
 Baseline = Annotated[str | None, typer.Option(help="A preset to time beside it on the first prompts, e.g. exact.")]
 
 
-@app.command("geneval")
+@app.command()
+@opt.offers(opt.EngineOptions, *OFFERED)
+@opt.offers(opt.DrawingOptions)
 def geneval(
     output: Output,
     prompts: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="evaluation_metadata.jsonl")],
-    model: opt.Model = "scenes",
-    preset: opt.Preset = "exact",
-    steps: opt.Steps = None,
-    guidance: opt.Guidance = None,
-    seed: opt.Seed = 0,
-    height: opt.Height = None,
-    width: opt.Width = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    calibration: opt.CalibrationFile = None,
-    shard: Part = None,
+    options: opt.EngineOptions,
+    drawing: opt.DrawingOptions,
+    shard: Shard = None,
     baseline: Baseline = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """GenEval: DIR/00000/{metadata.jsonl, samples/, grid.png}; 100 time points and guidance 7.5 if not given."""
+    """GenEval: DIR/00000/{metadata.jsonl, samples/, grid.png}; the model's authors' settings if not given."""
     from flashu.evaluation.official import GenEval
 
-    sizes = {"steps": steps, "guidance": guidance, "height": height, "width": width}
-    opened = (model, preset, dtype, device, calibration)
-    _evaluate(GenEval.read(prompts), output, opened, seed, sizes, shard, baseline, as_json)
+    draw(GenEval.read(prompts), output, options, drawing, shard, baseline, as_json)
 
 
-@app.command("dpg")
+@app.command()
+@opt.offers(opt.EngineOptions, *OFFERED)
+@opt.offers(opt.DrawingOptions)
 def dpg(
     output: Output,
     prompts: Annotated[Path, typer.Option(exists=True, help="dpg_bench_meta_data.json, or a folder of text files.")],
-    model: opt.Model = "scenes",
-    preset: opt.Preset = "exact",
-    steps: opt.Steps = None,
-    guidance: opt.Guidance = None,
-    seed: opt.Seed = 0,
-    height: opt.Height = None,
-    width: opt.Width = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    calibration: opt.CalibrationFile = None,
-    shard: Part = None,
+    options: opt.EngineOptions,
+    drawing: opt.DrawingOptions,
+    shard: Shard = None,
     baseline: Baseline = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """DPG-Bench: DIR/NAME.png, a 2x2 grid per prompt; 50 time points and guidance 10 if not given."""
+    """DPG-Bench: DIR/NAME.png, a 2x2 grid per prompt; the model's authors' settings if not given."""
     from flashu.evaluation.official import DPG
 
-    sizes = {"steps": steps, "guidance": guidance, "height": height, "width": width}
-    opened = (model, preset, dtype, device, calibration)
-    _evaluate(DPG.read(prompts), output, opened, seed, sizes, shard, baseline, as_json)
+    draw(DPG.read(prompts), output, options, drawing, shard, baseline, as_json)
 
 
-@app.command("geneval-score")
+@app.command()
+@opt.offers(opt.EngineOptions, "device")
 def geneval_score(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What `flashu eval geneval` drew.")],
+    options: opt.EngineOptions,
     detector: Annotated[
         str | None, typer.Option(help="Instance segmentation with COCO's classes: hub id or folder (a Mask2Former).")
     ] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP, for colours: hub id or folder (ViT-L/14).")] = None,
     sure: Annotated[float, typer.Option(min=0, max=1, help="Least score of a detection.")] = 0.3,
     sure_counting: Annotated[float, typer.Option(min=0, max=1, help="The same in counting prompts.")] = 0.9,
-    device: opt.Device = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Score a GenEval folder with networks of transformers; NOT the official scorer. Writes DIR/flashu-score.json."""
@@ -98,31 +81,29 @@ def geneval_score(
     from flashu.evaluation.geneval_networks import CLIP, DETECTOR, ColourClassifier, Detector
 
     names = (detector or DETECTOR, clip or CLIP)
-    place = usable(device)
-    detect, colour = Detector(names[0], place), ColourClassifier(names[1], place)
+    device = find_device(options.device)
+    detect, colour = Detector(names[0], device), ColourClassifier(names[1], device)
     with progress() as bars:
-        bar = bars.add_task("images", total=None)
-
-        def on_image(done: int, total: int) -> None:
-            bars.update(bar, completed=done, total=total)
-
+        on_image = bar(bars, "images")
         found = score(folder, detect, colour, Limits(sure, sure_counting), networks=names, on_image=on_image)
-    write_json(folder / "flashu-score.json", found.to_dict())
+    content = found.to_dict()
+    write_json(folder / "flashu-score.json", content)
     if as_json:
-        emit({name: value for name, value in found.to_dict().items() if name != "images"})
+        emit({name: value for name, value in content.items() if name != "images"})
         return
     table = Table("category", "images", "right", "score", "95 %", title=SCORER)
     for name, part in found.categories.items():
-        table.add_row(name, str(part.n), str(part.hits), f"{part.value:.3f}", f"{part.low:.3f} to {part.high:.3f}")
+        interval = f"{part.low:.3f} to {part.high:.3f}"
+        table.add_row(name, str(part.n), str(part.hits), f"{part.value:.3f}", interval)
     table.add_row("mean", "", "", f"{found.overall:.3f}", "")
     out().print(table)
 
 
-@app.command("lmms-task")
+@app.command()
 def lmms_task(
     output: Annotated[Path, typer.Option("-o", "--output", file_okay=False, help="Folder of the task.")],
-    count: Annotated[int, typer.Option(min=1, help="Questions of each of the six kinds.")] = 10,
-    seed: opt.Seed = 0,
+    count: Annotated[int, opt.number("items", "Questions of each of the six kinds.")] = 10,
+    seed: opt.ItemSeed = 0,
 ) -> None:
     """A small task for lmms-eval: questions about held-out scenes, to try the harness with."""
     from flashu.evaluation.lmms_task import TASK, write_task
@@ -131,12 +112,11 @@ def lmms_task(
     out().print(f"python -m lmms_eval --model flashu --include_path {output} --tasks {TASK}", soft_wrap=True)
 
 
-def _evaluate(
+def draw(
     benchmark: Benchmark,
     output: Path,
-    opened: tuple[str, str, str | None, str | None, Path | None],
-    seed: int,
-    sizes: dict[str, Any],
+    options: opt.EngineOptions,
+    drawing: opt.DrawingOptions,
     part: str | None,
     baseline: str | None,
     as_json: bool,
@@ -145,30 +125,22 @@ def _evaluate(
     from flashu.evaluation.shard import Shard
 
     shard = Shard.of_process() if part is None else Shard.parse(part)
-    against = None if baseline is None else load_recipe(baseline)
-    model, preset, dtype, device, calibration = opened
-    engine = open_engine(model, preset, dtype, device or _local_device(), calibration)
+    if baseline is not None:
+        tuned_on(baseline, Target(options.model))
+    engine = open_engine(replace(options, device=options.device or local_device()))
     with progress() as bars:
-        items = bars.add_task("prompts", total=len(shard.of(benchmark.items)))
-        forwards = bars.add_task("forwards", total=None)
-
-        def on_item(done: int, total: int) -> None:
-            bars.update(items, completed=done, total=total)
-
-        def on_step(step: Step, *_: Any) -> None:
-            bars.update(forwards, completed=step.index + 1, total=step.total)
-
+        on_item, forwards = bar(bars, "prompts", len(shard.of(benchmark.items))), bar(bars, "forwards")
         summary = evaluate(
             engine,
             benchmark,
             output,
-            model=model,
-            seed=seed,
+            model=options.model,
+            seed=drawing.seed,
             shard=shard,
-            baseline=against,
+            baseline=baseline,
             on_item=on_item,
-            on_step=on_step,
-            **sizes,
+            on_step=lambda step, *_: forwards(step.index + 1, step.total),
+            **drawing.settings,
         )
     if as_json:
         emit(asdict(summary))
@@ -178,7 +150,7 @@ def _evaluate(
             out().print(f"{name.replace('_', ' ')}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
 
 
-def _local_device() -> str | None:
+def local_device() -> str | None:
     """The device of this process on its machine, where a launcher counts them and torch sees them."""
     import torch
 

@@ -10,82 +10,67 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashu.cli import options as opt
-from flashu.cli.files import image_paths, write_image
 from flashu.cli.opened import open_engine
-from flashu.cli.terminal import emit, progress
+from flashu.cli.output import bar, emit, image_paths, progress, write_image
 
 if TYPE_CHECKING:
-    from flashu.inference.run import Record
+    from flashu.inference.run import StepTrace
     from flashu.plan import Step
 
 
+@opt.offers(opt.EngineOptions)
+@opt.offers(opt.DrawingOptions)
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw.", show_default=False)],
+    drawing: opt.DrawingOptions,
+    options: opt.EngineOptions,
     output: Annotated[Path, typer.Option("-o", "--output", help="A file, or a folder for several.")] = Path("out.png"),
-    model: opt.Model = "scenes",
-    preset: opt.Preset = "exact",
-    steps: opt.Steps = None,
-    guidance: opt.Guidance = None,
-    seed: opt.Seed = 0,
-    n: Annotated[int, typer.Option("-n", min=1, help="Images per prompt.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at a time.")] = 1,
-    height: opt.Height = None,
-    width: opt.Width = None,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    calibration: opt.CalibrationFile = None,
-    in_place: opt.InPlace = False,
-    offload: opt.Offload = False,
-    quantize: opt.Quantize = None,
-    pack: opt.Pack = False,
+    n: Annotated[int, opt.number("images_per_prompt", "Images per prompt.", "-n")] = 1,
+    batch_size: Annotated[int, opt.number("batch_size", "Images drawn at a time.")] = 1,
     as_json: opt.AsJson = False,
 ) -> None:
     """Draw images of prompts. Several go to out-0.png, out-1.png, ...; those finished before an interruption stay."""
     texts = [prompt for prompt in prompts for _ in range(n)]
     paths = image_paths(output, len(texts))
-    engine = open_engine(
-        model, preset, dtype, device, calibration, in_place=in_place, offload=offload, quantize=quantize, pack=pack
-    )
-    settings = {"steps": steps, "guidance": guidance, "height": height, "width": width}
+    engine = open_engine(options)
+    settings = drawing.settings
     files: list[dict[str, Any]] = []
-    trace: list[Record] = []
+    trace: list[StepTrace] = []
     began = time.perf_counter()
     with progress() as bars:
-        images = bars.add_task("images", total=len(texts))
-        forwards = bars.add_task("forwards", total=None)
+        images, forwards = bar(bars, "images", len(texts)), bar(bars, "forwards")
 
         def on_step(step: Step, *_: Any) -> None:
-            bars.update(forwards, completed=step.index + 1, total=step.total)
+            forwards(step.index + 1, step.total)
 
         try:
             for at in range(0, len(texts), batch_size):
                 part = texts[at : at + batch_size]
-                seeds = list(range(seed + at, seed + at + len(part)))
-                drawn = engine.generate(part, seed=seeds, on_step=on_step, **settings)  # type: ignore[arg-type]
+                seeds = list(range(drawing.seed + at, drawing.seed + at + len(part)))
+                drawn = engine.generate(part, seed=seeds, on_step=on_step, **settings)
                 trace = drawn.trace
-                for image, prompt, own in zip(drawn.images, part, seeds, strict=True):
+                for image, prompt, seed in zip(drawn.images, part, seeds, strict=True):
                     path = paths[len(files)]
-                    about = {"prompt": prompt, "seed": own, "model": model, "recipe": engine.recipe.name}
+                    about = {"prompt": prompt, "seed": seed, "model": options.model, "recipe": engine.recipe.name}
                     write_image(image, path, about | {k: v for k, v in settings.items() if v is not None})
-                    files.append({"file": str(path), "prompt": prompt, "seed": own})
-                    bars.advance(images)
+                    files.append({"file": str(path), "prompt": prompt, "seed": seed})
+                    images(len(files), len(texts))
         except KeyboardInterrupt:
             print(f"{len(files)} of {len(texts)} images are finished and stay", file=sys.stderr)
             raise
-    seconds = time.perf_counter() - began
+    if not as_json:
+        for entry in files:
+            print(entry["file"])
+        return
     report = {
-        "model": model,
+        "model": options.model,
         "recipe": engine.recipe.name,
         "device": str(engine.model.device),
         "dtype": str(engine.model.dtype).removeprefix("torch."),
         "quantization": engine.model.quantization,
         "forwards": len(trace),
-        "decoder_passes": sum(record.rows > 0 for record in trace),
-        "seconds": seconds,
+        "decoder_passes": sum(forward.rows > 0 for forward in trace),
+        "seconds": time.perf_counter() - began,
         "images": files,
     }
-    if as_json:
-        emit(report)
-        return
-    for entry in files:
-        print(entry["file"])
+    emit(report)

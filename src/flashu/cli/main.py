@@ -1,4 +1,4 @@
-"""The `flashu` command: its groups, exit codes and error messages.
+"""The `flashu` command: its commands, exit codes and error messages.
 
 Exit codes: 0 done, 1 something given cannot be used, 2 wrong usage, 130 interrupted. An error is one sentence on
 stderr.
@@ -7,7 +7,6 @@ stderr.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -26,19 +25,11 @@ INTERRUPTED = 130
 class Commands(TyperGroup):
     """Turns what goes wrong into one sentence and an exit code."""
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        if not standalone_mode:
-            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+    def main(self, *args: Any, **settings: Any) -> Any:
+        if not settings.get("standalone_mode", True):
+            return super().main(*args, **settings)
         try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            code = super().main(*args, **settings | {"standalone_mode": False})
             if code == INTERRUPTED:
                 complain("interrupted", code)
         except UsageProblem as problem:
@@ -65,19 +56,19 @@ def usage(problem: Any) -> str:
     return f"{problem.format_message().rstrip('.')} (see {command} --help)"
 
 
-app = typer.Typer(
-    name="flashu",
-    cls=Commands,
-    help="Draw and see with unified multimodal models, faster.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
-
 def show_version(wanted: bool) -> None:
     if wanted:
         print(f"flashu {__version__}")
         raise typer.Exit
+
+
+app = typer.Typer(
+    name="flashu",
+    cls=Commands,
+    help="Generate images and answer questions with unified multimodal models, faster.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -91,16 +82,9 @@ def start(
         print(context.get_help())
 
 
-app.command("generate")(generate.generate)
-app.command("ask")(ask.ask)
-app.command("demo")(demo.demo)
-app.command("calibrate")(calibrate.calibrate)
-app.command("plan")(plan.plan)
-app.command("bench")(bench.bench)
-app.command("lab")(lab.lab)
-app.command("tune")(tune.tune)
-app.command("models")(models.models)
+for command in (
+    generate.generate, ask.ask, demo.demo, calibrate.calibrate, plan.plan, bench.bench, lab.lab, tune.tune,
+    models.models,
+):  # fmt: skip
+    app.command()(command)
 app.add_typer(eval.app, name="eval")
-
-if __name__ == "__main__":
-    app()

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich import box
 from rich.table import Table
 
 from flashu.cli import options as opt
-from flashu.cli.terminal import emit, out
+from flashu.cli.output import emit, out
 
 
 def models(as_json: opt.AsJson = False) -> None:
     """What can be loaded by name; any checkpoint folder or hub id works as well."""
-    from huggingface_hub import try_to_load_from_cache
+    from flashu.models.registry import CHECKPOINTS, families, is_here, where
 
-    from flashu.models.registry import ENTRIES
-
-    rows = []
-    for entry in ENTRIES:
-        if isinstance(entry.source, Path):
-            here = (entry.source / "model.safetensors").exists()
-        else:
-            here = isinstance(try_to_load_from_cache(entry.source, "config.json"), str)
-        rows.append({"name": entry.name, "summary": entry.summary, "where": entry.where, "here": here})
+    rows = [{"name": c.name, "summary": c.summary, "where": where(c), "here": is_here(c)} for c in CHECKPOINTS]
+    known = families()
+    sizes = [name for family in known for name in family.random_sizes]
     if as_json:
-        emit({"models": rows})
+        emit({"models": rows, "random": sizes})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("model", "what it is", "from", "here"):
@@ -35,4 +27,6 @@ def models(as_json: opt.AsJson = False) -> None:
             str(row["name"]), str(row["summary"]), str(row["where"]).partition(",")[0], "yes" if row["here"] else "no"
         )
     out().print(table)
-    out().print("Any other checkpoint folder or hub id in the official Show-o2 layout can be given as --model.")
+    titles = ", ".join(family.title for family in known)
+    out().print(f"Any other checkpoint folder or hub id of {titles} can be given as --model.")
+    out().print(f"With random weights, for `flashu bench`: {', '.join(sizes)}.")

@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import torch
+from PIL import Image
+from rich.progress import Progress
 
-from flashu import __version__
-from flashu.demo import original
-from flashu.demo.result import Answered, Drawn, Result, Side
-from flashu.demo.workload import Asking, Drawing, askings, drawings
+from flashu.demo import items
+from flashu.demo.items import Item
+from flashu.demo.result import RecipeResult, Result, grouped
+from flashu.evaluation.machine import conditions
 from flashu.evaluation.scenes_items import drawn_world
+from flashu.evaluation.timing import WallClock, timed
 from flashu.inference.calibrate import samples
-from flashu.inference.engine import Answer, Engine, Generation
-from flashu.models.showo2.original_engine import NAME, Original
+from flashu.inference.engine import Engine
+from flashu.models.registry import family
 from flashu.models.weights import checkpoint_hash
-from flashu.plan.recipe import Recipe
-from flashu.scenes.benchmark import CATEGORIES, QUESTION_KINDS, Question, blind_prior, judge
+from flashu.scenes.benchmark import CATEGORIES, QUESTION_KINDS, Prompt, Question, blind_prior, judge
 from flashu.scenes.detector import detect
 from flashu.scenes.questions import verdict
 from flashu.scenes.world import World
 
-EXACT, CAREFUL, FAST = "exact", "quality", "paper"
-
+RECIPES = ("exact", "quality", "paper")
+"""Beside the original program; the last is the one the demo is about."""
 
 log = logging.getLogger("flashu")
-Item = TypeVar("Item")
-
-
-class Bars(Protocol):
-    """A progress display (rich's)."""
-
-    def add_task(self, description: str, *, total: float | None = ...) -> Any: ...
-
-    def advance(self, task_id: Any) -> None: ...
+T = TypeVar("T")
 
 
 def compare(
@@ -50,139 +40,119 @@ def compare(
     steps: int | None = None,
     seed: int = 0,
     seconds: float = 240,
-    bars: Bars | None = None,
+    bars: Progress | None = None,
 ) -> Result:
     """Draw and answer the demo's items by the original program, under the exact recipe and under FlashU's.
 
     A machine too slow for all of them within ``seconds`` does fewer rounds of six (one at least); questions first.
     """
     began = time.perf_counter()
-    world = drawn_world(engine)
-    engines = contestants(engine)
-    sides = [Side(e.recipe.name, e.recipe.to_dict()) for e in engines]
-    to_draw, to_ask = drawings(images, seed, world), askings(questions, seed, world)
-    ready = warm_up(engines, steps, world)
+    world, model = drawn_world(engine), engine.model
+    original = family(model.spec.family).reference(model, engine.processor)
+    engines = [original, *map(engine.with_recipe, RECIPES)]
+    results = [RecipeResult(own.recipe.name, own.recipe.to_dict()) for own in engines]
+    cases = list(zip(engines, results, strict=True))
+    prompts, asked = items.prompts(images, seed, world), items.questions(questions, seed, world)
+    ready = {result.name: warm_up(own, steps, world) for own, result in cases}
 
     half = (began + time.perf_counter() + seconds) / 2  # when the questions must leave the rest to the images
-    for asking in in_time(to_ask, len(QUESTION_KINDS), half, "questions", bars):
-        for j in turn(len(sides[-1].answered), len(engines)):
-            sides[j].answered.append(answer(engines[j], asking))
-    for drawing in in_time(to_draw, len(CATEGORIES), began + seconds, "images", bars):
-        for j in turn(len(sides[-1].drawn), len(engines)):
-            sides[j].drawn.append(draw(engines[j], drawing, steps, world))
-    done, asked = len(sides[-1].drawn), len(sides[-1].answered)
+    for k, (question, image) in enumerate(in_time(asked, len(QUESTION_KINDS), half, "questions", bars)):
+        for own, result in rotated(cases, k):
+            result.answered.append(answer(own, question, image))
+    for k, (prompt, of_image) in enumerate(in_time(prompts, len(CATEGORIES), began + seconds, "images", bars)):
+        for own, result in rotated(cases, k):
+            result.drawn.append(draw(own, prompt, of_image, steps, world))
+    drawn, answered = len(results[-1].drawn), len(results[-1].answered)
+    machine, defaults = conditions(model.device), engine.layout.defaults
+    by_kind = grouped((question for question, _ in asked[:answered]), lambda question: question.kind)
     about = {
-        **machine(engine.model.device),
-        "model_hash": checkpoint_hash(engine.model),
-        "dtype": str(engine.model.dtype).removeprefix("torch."),
-        "steps": steps or engine.processor.defaults.steps,
-        "guidance": engine.processor.defaults.guidance,
+        "hardware": machine["device"],
+        "device": str(model.device),
+        **{name: machine[name] for name in ("cores", "threads", "system", "python", "torch", "flashu")},
+        "model_hash": checkpoint_hash(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "steps": steps or defaults.steps,
+        "guidance": defaults.guidance,
         "seed": seed,
-        "images": done,
-        "questions": asked,
-        "blind_prior": priors([asking.question for asking in to_ask[:asked]]),
+        "images": drawn,
+        "questions": answered,
+        "blind_prior": {kind: blind_prior(group) for kind, group in by_kind.items()},
         "token_pruning": token_pruning(engines[-1]),
         "ready_seconds": ready,
         "seconds": time.perf_counter() - began,
-        "command": command(done, asked, steps, seed),
+        "command": f"flashu demo --images {drawn} --questions {answered} --seed {seed}"
+        + ("" if steps is None else f" --steps {steps}"),
     }
-    return Result(sides, NAME, about)
+    return Result(results, about)
 
 
-def in_time(items: Sequence[Item], round_: int, deadline: float, what: str, bars: Bars | None) -> Iterator[Item]:
-    """The items in rounds of ``round_``; no round begins that would, at the pace so far, end after the deadline."""
+def in_time(things: Sequence[T], group: int, deadline: float, what: str, bars: Progress | None) -> Iterator[T]:
+    """The things in groups of ``group``; none begins that would, at the pace so far, end after the deadline."""
     began = time.perf_counter()
-    bar = None if bars is None else bars.add_task(what, total=len(items))
-    for k, item in enumerate(items):
+    bar = None if bars is None else bars.add_task(what, total=len(things))
+    for k, thing in enumerate(things):
         now = time.perf_counter()
-        if k and k % round_ == 0 and now + (now - began) / k * round_ > deadline:
-            log.warning("out of time after %d of %d %s", k, len(items), what)
+        if k and k % group == 0 and now + (now - began) / k * group > deadline:
+            log.warning("out of time after %d of %d %s", k, len(things), what)
             return
-        yield item
-        if bars is not None:
+        yield thing
+        if bars is not None and bar is not None:
             bars.advance(bar)
 
 
-def contestants(engine: Engine) -> list[Engine]:
-    """Engines over the same weights: the original program, the exact recipe, FlashU held back and as published."""
-    first = Original(engine.model, engine.processor, Recipe(name=NAME))
-    return [first, *(engine.with_recipe(recipe) for recipe in (EXACT, CAREFUL, FAST))]
+def rotated(cases: list[T], k: int) -> list[T]:
+    """The cases in the order of item ``k``: each is first in turn."""
+    first = k % len(cases)
+    return cases[first:] + cases[:first]
 
 
-def turn(k: int, n: int) -> list[int]:
-    """Who goes when on item ``k``: the first place is passed round."""
-    return [(k + j) % n for j in range(n)]
+def warm_up(engine: Engine, steps: int | None, world: World) -> float:
+    """Seconds of one image and one answer, which are not counted, with calibration where the recipe needs it."""
+    image, question = samples.questions(1, world)[0]
 
-
-def warm_up(engines: list[Engine], steps: int | None, world: World) -> dict[str, float]:
-    """One image and one answer each, not counted; seconds it took, calibration included where a recipe needs it."""
-    took = {}
-    picture, question = samples.questions(1, world)[0]
-    for engine in engines:
-        began = time.perf_counter()
+    def first() -> None:
         engine.generate(samples.PROMPT, seed=0, steps=steps)
-        engine.answer(picture, question)
-        took[engine.recipe.name] = time.perf_counter() - began
-    return took
+        engine.answer(image, question)
+
+    return timed(first, WallClock())[1]
 
 
-def draw(engine: Engine, drawing: Drawing, steps: int | None, world: World) -> Drawn:
-    prompt = drawing.prompt
-    began = time.perf_counter()
-    made = engine.generate(prompt.text, seed=drawing.seed, steps=steps)
-    seconds = time.perf_counter() - began
+def draw(engine: Engine, prompt: Prompt, seed: int, steps: int | None, world: World) -> Item:
+    made, seconds = timed(lambda: engine.generate(prompt.text, seed=seed, steps=steps), WallClock())
     found = detect(made.images, world)[0]
-    flops = original.drawing_flops if isinstance(engine, Original) else drawing_flops
-    return Drawn(
+    seen = ", ".join(f"{o.colour} {o.shape} {o.cell}" for o in found) or "nothing"
+    # A prompt stands before the image, or is the first forward.
+    planned = engine.explain("generation", steps=steps, prompt_tokens=made.trace[0].past or made.trace[0].tokens)
+    return Item(
         prompt.category,
         prompt.text,
-        drawing.seed,
         made.images[0],
+        seen,
         judge(prompt, found),
-        ", ".join(f"{o.colour} {o.shape} {o.cell}" for o in found) or "nothing",
         seconds,
         len(made.trace),
-        sum(record.rows > 0 for record in made.trace),
-        flops(engine, made, prompt.text, steps),
+        sum(forward.rows > 0 for forward in made.trace),
+        planned.totals.flops,
+        seed=seed,
     )
 
 
-def answer(engine: Engine, asking: Asking) -> Answered:
-    question = asking.question
-    began = time.perf_counter()
-    given = engine.answer(asking.image, question.text)
-    seconds = time.perf_counter() - began
-    flops = original.answer_flops if isinstance(engine, Original) else answer_flops
-    said = verdict(given.text) or ""
-    return Answered(
+def answer(engine: Engine, question: Question, image: Image.Image) -> Item:
+    given, seconds = timed(lambda: engine.answer(image, question.text), WallClock())
+    image_tokens = engine.sizes.image_tokens(None, None) + engine.sizes.spec.markers
+    planned = engine.explain("understanding", question_tokens=given.trace[0].tokens - image_tokens)
+    return Item(
         question.kind,
         question.text,
-        question.verdict,
-        asking.image,
+        image,
         given.text,
-        said,
-        said == question.verdict,
+        verdict(given.text) == question.verdict,
         seconds,
         len(given.trace),
-        flops(engine, given, question.text),
+        len(given.trace),
+        sum(forward.flops for forward in planned.forwards[: len(given.trace)]),
+        truth=question.verdict,
     )
-
-
-def drawing_flops(engine: Engine, made: Generation, prompt: str, steps: int | None) -> int:
-    ids = engine.processor.text.prompt(prompt)
-    return engine.explain("generation", steps=steps, prompt_tokens=len(ids)).totals.flops
-
-
-def answer_flops(engine: Engine, given: Answer, question: str) -> int:
-    before, after = engine.processor.text.question(question)
-    plan = engine.explain("understanding", question_tokens=len(before) + len(after))
-    return sum(f.flops for f in plan.forwards[: len(given.trace)])
-
-
-def priors(asked: list[Question]) -> dict[str, float]:
-    """By kind, the share of questions its commonest answer gets right."""
-    kinds = dict.fromkeys(q.kind for q in asked)
-    return {kind: blind_prior([q for q in asked if q.kind == kind]) for kind in kinds}
 
 
 def token_pruning(engine: Engine) -> list[dict[str, Any]]:
@@ -194,36 +164,8 @@ def token_pruning(engine: Engine) -> list[dict[str, Any]]:
         {
             "layer": m.layer,
             "side": m.side,
-            "correlation": float(known.correlation[m.layer - 1]),
+            "correlation": known.norm_correlation(m.layer),
             "fits": known.side(m.layer) == m.side,
         }
         for m in engine.recipe.token_prunes()
     ]
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Hardware and versions."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return {
-        "hardware": where,
-        "device": str(device),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "flashu": __version__,
-    }
-
-
-def cpu_name() -> str:
-    """The processor's own name where the system tells it, else its architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def command(images: int, questions: int, steps: int | None, seed: int) -> str:
-    options = f"--images {images} --questions {questions} --seed {seed}"
-    return f"flashu demo {options}" + ("" if steps is None else f" --steps {steps}")

@@ -6,7 +6,6 @@ Only lmms-eval imports this file, through the entry point group "lmms_eval.model
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +17,10 @@ from PIL import Image
 from flashu.errors import FlashUError
 from flashu.evaluation.lmms_requests import beside, cut, grouped
 from flashu.evaluation.shard import Shard
-from flashu.inference.calibrate.calibration import CALIBRATION, Calibration
+from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.engine import Engine
-from flashu.models.hub import checkpoint_folder
-from flashu.models.registry import open_model, resolve
+from flashu.models.registry import open_model
 from flashu.models.weights import checkpoint_hash
-from flashu.plan.recipe import load_recipe
 
 
 def manifest() -> ModelManifest:
@@ -63,11 +60,11 @@ class FlashU(lmms):
             self.accelerator = Accelerator()  # lmms-eval waits for the other processes through it
         self.batch_size = int(batch_size)
         self.max_new_tokens = max_new_tokens
-        model, processor = open_model(pretrained, getattr(torch, dtype) if dtype else None, _place(device))
-        file = checkpoint_folder(resolve(pretrained).source) / CALIBRATION if calibration is None else Path(calibration)
-        there = calibration is not None or file.exists()
-        known = Calibration.load(file, checkpoint_hash(model)) if there else None
-        self.engine = Engine(model, processor, load_recipe(preset), known)
+        model = open_model(pretrained, dtype=getattr(torch, dtype) if dtype else None, device=_place(device))
+        known = model.calibration
+        if calibration is not None:
+            known = Calibration.load(calibration, checkpoint_hash(model))
+        self.engine = Engine(model, model.processor, preset, known)
 
     @property
     def rank(self) -> int:

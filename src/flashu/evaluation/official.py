@@ -1,4 +1,4 @@
-"""GenEval and DPG-Bench: their prompt files, the settings of Show-o2's scripts, and the files their scorers read."""
+"""GenEval and DPG-Bench: their prompt files, and the files their scorers read."""
 
 from __future__ import annotations
 
@@ -30,11 +30,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Benchmark(ABC):
-    """``digest``: 16 hex digits of the prompts and names. ``time_points`` and ``guidance`` of the authors' script."""
+    """``kind``: its name in `Family.benchmarks`. ``digest``: 16 hex digits of the prompts and names."""
 
     kind: ClassVar[str]
-    time_points: ClassVar[int]
-    guidance: ClassVar[float]
 
     items: tuple[Item, ...]
     digest: str
@@ -55,12 +53,10 @@ class GenEval(Benchmark):
     """DIR/00000/{metadata.jsonl, grid.png, samples/0000.png ...}, one folder per line of the metadata file."""
 
     kind = "geneval"
-    time_points = 100
-    guidance = 7.5
 
     @classmethod
     def read(cls, prompts: Path) -> GenEval:
-        """From evaluation_metadata.jsonl (or Show-o2's rewritten one): one object with a prompt per line."""
+        """From evaluation_metadata.jsonl (or a rewritten one): one object with a prompt per line."""
         lines = [line for line in _text(prompts).splitlines() if line.strip()]
         entries = [_parsed(line, f"{prompts} line {n}") for n, line in enumerate(lines, 1)]
         return cls(*_checked(prompts, {f"{n:05d}": entry for n, entry in enumerate(entries)}))
@@ -87,12 +83,10 @@ class DPG(Benchmark):
     """DIR/NAME.png, a 2x2 grid per prompt, without margins: the scorer cuts it at multiples of the resolution."""
 
     kind = "dpg"
-    time_points = 50
-    guidance = 10.0
 
     @classmethod
     def read(cls, prompts: Path) -> DPG:
-        """From Show-o2's dpg_bench_meta_data.json, or from DPG-Bench's folder with one text file per prompt."""
+        """From dpg_bench_meta_data.json, or from DPG-Bench's folder with one text file per prompt."""
         if prompts.is_dir():
             entries: Any = [
                 {"prompt": _text(f).strip(), "prompt_file_name": f.stem} for f in sorted(prompts.glob("*.txt"))

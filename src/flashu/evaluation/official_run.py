@@ -24,10 +24,12 @@ from flashu.evaluation.ledger import Ledger, check_run, read_ledger
 from flashu.evaluation.official import SAMPLES, Benchmark, Item
 from flashu.evaluation.shard import Shard
 from flashu.evaluation.timing import clock_of, timed
+from flashu.inference.arguments import OnStep
 from flashu.inference.engine import Engine, Generation
-from flashu.inference.loops.denoise import OnStep
+from flashu.models.registry import FAMILIES, family
 from flashu.models.weights import checkpoint_hash
-from flashu.plan.recipe import FlashUConfig, Recipe
+from flashu.plan.presets import FlashUConfig
+from flashu.plan.recipe import Recipe
 
 MANIFEST, SUMMARY, RECORDS = "manifest.json", "summary.json", ".flashu"
 
@@ -70,27 +72,29 @@ def evaluate(
     """Draw four images of each prompt of this process' shard into ``out``; what is there already stays.
 
     An image's seed follows from ``seed`` and its place in the benchmark, so neither an interruption nor the number of
-    processes changes it. ``steps`` (forwards before the recipe shortens them) and ``guidance`` default to those of
-    Show-o2's scripts. ``baseline``: a recipe to time on the first ``baseline_items`` prompts; its images are not kept.
+    processes changes it. ``steps`` (forwards before the recipe shortens them) and ``guidance`` default to those
+    of the authors' scripts, where the model's family has any. ``baseline``: a recipe to time on the first
+    ``baseline_items`` prompts; its images are not kept.
     ``on_item`` gets how many items of this process are finished, and of how many. `FlashUError` if ``out`` holds
     results made another way, or another process draws the same shard.
     """
     shard = shard or Shard()
     folder = ResultFolder(out, shard)
-    guidance = benchmark.guidance if guidance is None else guidance
+    usual = _usual(benchmark, engine)
+    guidance = usual["guidance"] if guidance is None else guidance
     settings: dict[str, Any] = {"guidance": guidance, "height": height, "width": width}
-    run = {"steps": _steps(steps, benchmark, engine), **settings}
+    run = {"steps": steps or _steps(usual["steps"], engine), **settings}
     # Calibrated on the benchmark's first prompt by every process, whichever items it draws.
-    engine.prepare("generation", prompt=_cut(engine, benchmark.items[0].prompt))
+    engine.prepare("generation", prompt=engine.processor.cut(benchmark.items[0].prompt))
     mine = shard.of(benchmark.items)
     other = None if baseline is None else engine.with_recipe(baseline)
     with folder.opened(_identity(engine, benchmark, model, seed, run)) as ledger:
         if other is not None and mine:  # the first forwards of a process are slow; neither side is to pay for them
-            other.generate(_cut(engine, mine[0].prompt), images_per_prompt=SAMPLES, steps=1, **settings)
+            other.generate(engine.processor.cut(mine[0].prompt), images_per_prompt=SAMPLES, steps=1, **settings)
         known = folder.records(ledger)
         for number, item in enumerate(mine):
             if other is not None and number < baseline_items and _baseline(other, item) not in known:
-                slow = {"steps": _steps(steps, benchmark, other), **settings}
+                slow = {"steps": steps or _steps(usual["steps"], other), **settings}
                 ledger.append(_baseline(other, item), _draw(other, item, seed, slow, None)[1])
             if not benchmark.done(out, item):
                 drawn, record = _draw(engine, item, seed, run, on_step)
@@ -156,9 +160,9 @@ def _draw(
     engine: Engine, item: Item, seed: int, settings: dict[str, Any], on_step: OnStep | None
 ) -> tuple[Generation, dict[str, Any]]:
     """An item's images and the record of drawing them."""
-    if engine.processor.vae is None:
+    if not engine.layout.draws:
         raise FlashUError("this model was loaded without an autoencoder, so nothing it draws can be seen")
-    generate = partial(engine.generate, _cut(engine, item.prompt), seed=seed + SAMPLES * item.index)
+    generate = partial(engine.generate, engine.processor.cut(item.prompt), seed=seed + SAMPLES * item.index)
     started = round(time.time(), 3)
     drawn, seconds = timed(
         lambda: generate(images_per_prompt=SAMPLES, on_step=on_step, **settings), clock_of(engine.model.device)
@@ -167,16 +171,16 @@ def _draw(
     return drawn, {"seconds": seconds, "started": started, **about}
 
 
-def _steps(given: int | None, benchmark: Benchmark, engine: Engine) -> int:
-    """The authors count time points; a reference recipe does so too, every other counts forwards."""
-    return given or benchmark.time_points - (not engine.recipe.reference)
+def _usual(benchmark: Benchmark, engine: Engine) -> dict[str, Any]:
+    """Steps (forwards) and guidance of the authors' script, or else of the model."""
+    defaults, name = engine.layout.defaults, engine.model.spec.family
+    scripts = family(name).benchmarks if name in FAMILIES else {}
+    return {"steps": defaults.steps, "guidance": defaults.guidance, **scripts.get(benchmark.kind, {})}
 
 
-def _cut(engine: Engine, prompt: str) -> str:
-    """The prompt, cut to the tokens the model takes, as the authors' script cuts it."""
-    text = engine.processor.text
-    ids = text.encode(prompt)
-    return prompt if len(ids) <= text.max_text else text.decode(ids[: text.max_text])
+def _steps(forwards: int, engine: Engine) -> int:
+    """The ``steps`` that take so many forwards: a reference recipe counts time points, every other forwards."""
+    return forwards + engine.recipe.reference
 
 
 def _baseline(engine: Engine, item: Item) -> str:

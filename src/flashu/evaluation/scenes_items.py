@@ -49,8 +49,8 @@ def draw(
     ledger: Ledger | None = None,
     on_batch: OnBatch = lambda count: None,
 ) -> list[Drawing]:
-    """Draw the prompts and detect what the images show. Batches are fixed, because a layer-skipping list is one
-    batch's."""
+    """Draw the prompts and detect what the images show. A batch is kept as a whole: its images depend on it by
+    rounding."""
     drawn_world(engine)  # its images can be scored
     ledger = ledger or Ledger()
     engine.prepare("generation", texts[0])
@@ -58,7 +58,7 @@ def draw(
     found: list[Drawing] = []
     for at in range(0, len(texts), batch):
         part, own = list(texts[at : at + batch]), list(seeds[at : at + batch])
-        key = key_of("draw", identity, part, own, steps or engine.processor.defaults.steps)
+        key = key_of("draw", identity, part, own, steps or engine.layout.defaults.steps)
         found += map(_from_json, ledger.get_or_add(key, partial(_draw_batch, engine, part, own, steps)))
         on_batch(len(part))
     return found
@@ -87,9 +87,9 @@ def answer(
 
 def drawn_world(engine: Engine) -> World:
     """The world whose pictures this model draws; the exact detector reads no others."""
-    defaults = engine.processor.defaults
+    defaults = engine.layout.defaults
     world = world_of(defaults.height, defaults.width)
-    if engine.processor.vae is None or world is None:
+    if not engine.layout.draws or world is None:
         sizes = " or ".join(f"{w.size}x{w.size}" for w in WORLDS.values())
         raise FlashUError(
             f"the scenes benchmarks read {sizes} images, this model draws {defaults.width}x{defaults.height}: "
@@ -100,7 +100,7 @@ def drawn_world(engine: Engine) -> World:
 
 def asked_world(engine: Engine) -> World:
     """The world this model is asked about: its own, and the small one where it draws other pictures."""
-    return world_of(engine.processor.defaults.height, engine.processor.defaults.width) or SCENES
+    return world_of(engine.layout.defaults.height, engine.layout.defaults.width) or SCENES
 
 
 def fingerprint(engine: Engine, task: Task) -> dict[str, Any]:

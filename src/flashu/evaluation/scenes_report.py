@@ -67,8 +67,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("-o", "--output", type=Path, help="default docs/MODEL-scores.md")
     options = parser.parse_args()
-    engine = Engine(*open_model(options.model))
-    defaults = engine.processor.defaults
+    model = open_model(options.model)
+    engine = Engine(model, model.processor)
+    defaults = engine.layout.defaults
     command = f"python -m flashu.evaluation.scenes_report --model {options.model} -n {options.n} --seed {options.seed}"
     lines = [
         f"# Scores of {options.model}",

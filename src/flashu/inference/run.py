@@ -1,29 +1,34 @@
-"""A run: all the mutable state of one request. It dies with the request."""
+"""A run: one sample of a request, from its actions to its result. All of its state, and it dies with the request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, takewhile
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from flashu.inference.loops.canvas import Canvas
-from flashu.models.layers import KeyValue
-from flashu.plan import LayerPlan, Plan, Seen, Step, Task
+from flashu.inference.actions import Action, Append, Decode, Draw, Fork
+from flashu.inference.samplers.base import Sampler
+from flashu.plan import MAIN, Kind, ModelSpec, Observations, Plan, Step
 from flashu.plan.recipe import Recipe
-from flashu.runtime.replays import Replays
-from flashu.runtime.runner import KV, Runner, View
-from flashu.runtime.tokens import TEXT
+from flashu.runtime.context import Context
+from flashu.runtime.executor import Executor
+from flashu.runtime.layout import Segment
+from flashu.runtime.request import Output, Row, StepRequest
 
 HISTORY = 3
 """Head features kept: as many as a polynomial of order two needs."""
+Choose: TypeAlias = Callable[[Tensor], Tensor]
+"""Logits [B, V] -> next tokens [B]."""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What one forward did: its plan and how many rows x tokens went through the decoder (0 = none did), behind
-    ``past`` tokens. ``begun``: tokens that several rows begin with, which went through before, once for all."""
+class StepTrace:
+    """What one forward did: its plan, and how many rows x tokens went through the decoder (0 = none did), behind
+    ``past`` earlier ones. ``shared``: tokens that went through before, once for this run and others."""
 
     step: Step
     plan: Plan
@@ -31,69 +36,62 @@ class Record:
     tokens: int
     past: int
     similarity: tuple[float, ...] | None = None
-    begun: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
-    """Keys and values of the prompts under one layer plan, for the decoder and the flow head, and what the
-    image rows see of them."""
+class Event:
+    """Something a run has done: a "token" of text (``data``: its id), a "step" of a drawing (the sampler's state), the
+    whole "text" (ids), the "image" (what the sampler finished with)."""
 
-    kv: KV | None
-    head: list[KeyValue] | None
-    view: View
+    kind: Literal["token", "step", "text", "image"]
+    index: int
+    total: int
+    data: Any
+    trace: StepTrace | None = None
 
 
-class Run:
-    """Plans the forwards of one request and keeps what they share: prompt prefixes, head features (``kept``: of which
-    forward, of ``branches`` branches), the ``gap`` between the branches' velocities, recorded forwards, the trace.
+class SharedObservations:
+    """What probes have measured, for one run, or for several that go in step and share one layer-skipping list."""
 
-    ``room``: tokens that an answer's cache must take in after its prefill.
-    """
+    def __init__(self) -> None:
+        self._index = -1
+        self._similarities: list[tuple[float, ...]] = []
 
-    def __init__(
-        self, runner: Runner, recipe: Recipe, task: Task, forwards: int, *, guidance: float | None = None
-    ) -> None:
-        self.runner = runner
-        self.recipe = recipe
-        self.task = task
-        self.forwards = forwards
-        self.room = forwards - 1
-        self.guidance = guidance
-        self.seen = Seen()
-        self.kept: list[tuple[int, Tensor]] = []
-        self.branches = 0
-        self.gap: Tensor | None = None
-        self.trace: list[Record] = []
-        self.replay = Replays(runner.rooms.record() if runner.rooms.record else None)
-        self._anchor: Tensor | None = None
-        self._prefixes: dict[tuple[LayerPlan, int], Prefix] = {}
-
-    def steps(self) -> Iterator[Step]:
-        """The forwards of a generation."""
-        return (Step(self.task, "denoise", i, self.forwards) for i in range(self.forwards))
-
-    def plan(self, step: Step) -> Plan:
-        """What this forward computes. Without kept features of its rows there is nothing to reuse, so the head runs."""
-        plan = self.recipe.plan(step, self.seen, self.guidance)
-        return plan.possible(self.branches if self.kept else 0, self.gap is not None)
+    def note(self, index: int, similarity: tuple[float, ...]) -> None:
+        """The probe of one run at forward ``index``."""
+        if index != self._index:
+            self._index, self._similarities = index, []
+        self._similarities.append(similarity)
 
     @property
-    def features(self) -> Tensor | None:
-        """The latest head features [rows, N, d]."""
-        return self.kept[-1][1] if self.kept else None
+    def similarity(self) -> tuple[float, ...] | None:
+        """The latest probe's, the mean over the runs."""
+        if not self._similarities:
+            return None
+        count = len(self._similarities)
+        return tuple(sum(values) / count for values in zip(*self._similarities, strict=True))
 
-    def keep(self, features: Tensor, branches: int) -> None:
-        """Keep the head features of the forward under way; earlier ones stay while they are of the same rows."""
+
+class FeatureHistory:
+    """The head's latest features by branch [1, N, d], and the forwards they are of."""
+
+    def __init__(self) -> None:
+        self.branches: tuple[str, ...] = ()
+        self._kept: list[tuple[int, Tensor]] = []
+
+    def keep(self, index: int, branches: tuple[str, ...], features: Tensor) -> None:
+        """Features [branches, N, d] of forward ``index``; earlier ones stay while they are of the same branches."""
         if branches != self.branches:
-            self.kept, self.branches = [], branches
-        self.kept = [*self.kept, (len(self.trace), features)][-HISTORY:]
+            self._kept, self.branches = [], branches
+        self._kept = [*self._kept, (index, features)][-HISTORY:]
 
-    def recall(self, order: int) -> Tensor:
-        """Head features for the forward last noted: the latest kept, or continued by a Taylor polynomial through as
-        many as ``order`` asks for and there are (TaylorSeer)."""
-        (at, last), *earlier = reversed(self.kept)
-        ahead = len(self.trace) - 1 - at
+    def at(self, index: int, order: int, branches: tuple[str, ...]) -> Tensor:
+        """Features for forward ``index``: the latest, or continued by a Taylor polynomial through as many as ``order``
+        asks for and there are (TaylorSeer)."""
+        rows = [self.branches.index(name) for name in branches]
+        (at, last), *earlier = ((n, features[rows]) for n, features in reversed(self._kept))
+        ahead = index - at
         if not order or not earlier or not ahead:
             return last
         slope = (last - earlier[0][1]) / (at - earlier[0][0])
@@ -103,58 +101,218 @@ class Run:
         before = (earlier[0][1] - earlier[1][1]) / (earlier[0][0] - earlier[1][0])
         return continued + ahead**2 * (slope - before) / (at - earlier[1][0])
 
-    def see(self, latents: Tensor) -> None:
-        """Note how far the latents have moved since the head last ran, if the recipe wants to know."""
-        if self.recipe.reads("drift", self.task) and self._anchor is not None:
-            drift = (latents - self._anchor).abs().mean() / self._anchor.abs().mean()
-            self.seen = replace(self.seen, drift=float(drift))
 
-    def anchor(self, latents: Tensor) -> None:
-        """The head runs on these latents."""
-        self._anchor = latents
+class Run:
+    """Carries out the actions of one sample. `prepare` gives the forward it needs next, `accept` takes its output;
+    `step` does both. Several runs go together when their requests are given to one executor.
 
-    def note(
+    ``choose``: how the next token of text is chosen. ``check_every``: tokens between two looks at whether to stop, each
+    of which waits for the device. ``observations``: shared with others whose layer-skipping list is one.
+    """
+
+    def __init__(
         self,
-        step: Step,
-        plan: Plan,
-        rows: int,
-        tokens: int,
-        past: int,
-        similarity: tuple[float, ...] | None,
-        begun: int = 0,
+        actions: Sequence[Action],
+        recipe: Recipe,
+        spec: ModelSpec,
+        *,
+        choose: Choose | None = None,
+        check_every: int = 1,
+        observations: SharedObservations | None = None,
     ) -> None:
+        self.recipe, self.spec = recipe, spec
+        self.contexts: dict[str, Context] = {}
+        self.trace: list[StepTrace] = []
+        self.text: list[int] = []
+        """Tokens of the latest text."""
+        self.drawn: list[Tensor] = []
+        """What the samplers finished with."""
+        self.done = False
+        self._choose = choose or (lambda logits: logits.argmax(-1))
+        self._check_every = check_every
+        self._observations = observations or SharedObservations()
+        self._events: list[Event] = []
+        self._request: StepRequest | None = None
+        self._script = self._perform(actions)
+
+    def prepare(self) -> StepRequest | None:
+        """The forward that comes next; None when the run is done."""
+        if self._request is None and not self.done:
+            self._go_on(None)
+        return self._request
+
+    def accept(self, output: Output) -> list[Event]:
+        """Take the output of the forward that `prepare` gave. Returns what was done with it."""
+        self._request, self._events = None, []
+        self._go_on(output)
+        return self._events
+
+    def step(self, executor: Executor) -> list[Event]:
+        """One forward of this run alone."""
+        request = self.prepare()
+        return [] if request is None else self.accept(executor.forward([request])[0])
+
+    def close(self) -> None:
+        """Stop: the contexts' memory is free for others."""
+        self.done, self._request = True, None
+        self._script.close()
+        for context in self.contexts.values():
+            context.close()
+
+    def _go_on(self, output: Output | None) -> None:
+        try:
+            self._request = self._script.send(output)
+        except StopIteration:
+            self.close()
+
+    # -- the script ---------------------------------------------------------------------------------------------
+    # It gives forwards and is sent their outputs; between two steps it gives None, so that a step is planned when it is
+    # asked for: by then, runs that share observations have all accepted the step before.
+    def _perform(self, actions: Sequence[Action]) -> Generator[StepRequest | None, Output | None, None]:
+        for action in actions:
+            if isinstance(action, Append):
+                for name in action.to:
+                    for segment in action.segments:
+                        self._context(name).append(segment)
+            elif isinstance(action, Fork):
+                self.contexts[action.name] = self._context(action.source).fork()
+            elif isinstance(action, Decode):
+                yield from self._decode(action)
+            else:
+                yield from self._draw(action)
+
+    def _context(self, name: str) -> Context:
+        return self.contexts.setdefault(name, Context())
+
+    def _decode(self, action: Decode) -> Generator[StepRequest | None, Output | None, None]:
+        """Text: a prefill, then one token per forward."""
+        row = Row(self._context(action.branch))
+        waiting: list[Tensor] = []
+        self.text = []
+        token: Tensor | None = None
+        for index in range(action.limit):
+            if index:
+                yield None
+            step = Step("understanding", "token" if index else "prefill", index, action.limit)
+            plan = self.recipe.plan(step, self._observed(), {})
+            space = action.limit - index
+            output = yield StepRequest(step, plan, (row,), "logits", ids=token, spans=self.spec.text_spans, space=space)
+            assert output is not None
+            assert output.values is not None
+            self._note(step, plan, 1, output)
+            token = self._choose(output.values)
+            waiting.append(token)
+            if len(waiting) == self._check_every or index + 1 == action.limit:
+                if self._said(torch.cat(waiting).tolist(), action):
+                    break
+                waiting = []
+        self._events.append(Event("text", len(self.text), action.limit, list(self.text)))
+
+    def _said(self, ids: list[int], action: Decode) -> bool:
+        """Note tokens of text, up to one that ends it; whether there was one."""
+        for token in ids:
+            if token in action.stop:
+                return True
+            self._events.append(Event("token", len(self.text), action.limit, token))
+            self.text.append(token)
+        return False
+
+    def _draw(self, action: Draw) -> Generator[StepRequest | None, Output | None, None]:
+        """An image: the sampler's forwards, each under its plan."""
+        sampler = action.sampler(self.recipe.forwards(action.steps), self.recipe.solver)
+        history, deltas = FeatureHistory(), dict[str, Tensor]()
+        anchor: Tensor | None = None
+        # A sampler whose caller moves the latents may correct its number of forwards on the way.
+        for index in takewhile(lambda n: n < sampler.total, count()):
+            if index:
+                yield None
+            kind: Kind = sampler.kind if index or sampler.kind == "block" else "prefill"
+            step = Step("generation", kind, index, sampler.total, sampler.time(index))
+            observed = self._observed(self._drift(sampler.state, anchor))
+            plan = self.recipe.plan(step, observed, action.guidance.at(step.time))
+            plan = plan.possible(history.branches, frozenset(deltas))
+            reused = plan.features == "reuse"
+            rows, place = self._rows(sampler, plan.branches, kind, index, every=reused or kind != "block")
+            if reused:
+                # The prediction follows from the features and the time alone: nothing upstream is computed.
+                features = history.at(index, plan.order, plan.branches)
+                output = yield StepRequest(step, plan, tuple(rows), "prediction", features=features)
+            else:
+                output = yield self._request_of(step, plan, rows, sampler, index)
+            assert output is not None
+            assert output.values is not None
+            self._note(step, plan, len(rows) if output.tokens else 0, output)
+            if not reused:
+                if output.features is not None and sampler.want == "prediction":
+                    history.keep(index, plan.branches, output.features[list(place.values())])
+                anchor = sampler.state
+            predictions = {name: output.values[place[name]] for name in plan.branches}
+            for name in plan.scales:
+                if name in plan.reuse:
+                    predictions[name] = predictions[MAIN] - deltas[name]
+                else:
+                    deltas[name] = predictions[MAIN] - predictions[name]
+            guided = action.guidance.formula(predictions, plan.scales)
+            sampler.advance(guided, index)
+            self._events.append(Event("step", index, sampler.total, sampler.state, self.trace[-1]))
+        self.drawn.append(sampler.state)
+        self._events.append(Event("image", sampler.total, sampler.total, sampler.state))
+
+    def _request_of(self, step: Step, plan: Plan, rows: Sequence[Row], sampler: Sampler, index: int) -> StepRequest:
+        if step.kind != "token":
+            space = sampler.total * 2  # codes, and at most one forced token after each
+            return StepRequest(step, plan, tuple(rows), sampler.want, sampler.codes, space=space)
+        segment = sampler.segments(index)
+        assert isinstance(segment, Segment)
+        space = 2 * (sampler.total - index)
+        return StepRequest(
+            step, plan, tuple(rows), sampler.want, sampler.codes, None, segment.content, segment.layout.spans, space
+        )
+
+    def _rows(
+        self, sampler: Sampler, branches: Sequence[str], kind: Kind, index: int, every: bool = False
+    ) -> tuple[list[Row], dict[str, int]]:
+        """The rows of a forward and which is each branch's: branches of equal contexts are one, unless ``every``."""
+        segments = sampler.segments(index) if kind == "block" else None
+        rows: list[Row] = []
+        place: dict[str, int] = {}
+        of_key: dict[Any, int] = {}
+        for name in branches:
+            context = self._context(name)
+            segment = segments[name] if isinstance(segments, Mapping) else segments
+            key = (context.key, id(segment))
+            if every or context.key is None or key not in of_key:
+                of_key[key] = len(rows)
+                rows.append(Row(context, segment))
+            place[name] = of_key[key]
+        return rows, place
+
+    def _note(self, step: Step, plan: Plan, rows: int, output: Output) -> None:
         """Record a finished forward."""
-        if similarity is not None:
-            self.seen = replace(self.seen, similarity=similarity)
-        self.trace.append(Record(step, plan, rows, tokens, past, similarity, begun))
+        if output.similarity is not None:
+            self._observations.note(step.index, output.similarity)
+        self.trace.append(StepTrace(step, plan, rows, output.tokens, output.past, output.similarity, output.shared))
 
-    def prefix(self, layers: LayerPlan, canvas: Canvas) -> Prefix:
-        """The prompts' keys and values under ``layers``: what stands before the image never sees it, so they are
-        computed once per layer plan (law a)."""
-        key = (layers, canvas.tokens.shape[0])
-        if key not in self._prefixes:
-            self._prefixes[key] = self._prefill(layers, canvas)
-        return self._prefixes[key]
+    def _observed(self, drift: float | None = None) -> Observations:
+        return Observations(self._observations.similarity, drift)
 
-    def _prefill(self, layers: LayerPlan, canvas: Canvas) -> Prefix:
-        runner, model = self.runner, self.runner.model
-        if canvas.prefix is None:
-            return Prefix(None, None, runner.view(canvas.tokens, head=True))
-        assert canvas.prefix_ids is not None
-        assert canvas.prompt_of is not None
-        view = runner.view(canvas.prefix, head=True)
-        x = model.embed_text(canvas.prefix_ids.to(model.device))
-        e_t, where = None, None
-        if canvas.shown:
-            # Earlier images are data, t = 1, whatever the time of the one that is drawn.
-            e_t, _ = model.embed_time(torch.ones(1, device=model.device))
-            where = (canvas.prefix.block != TEXT).to(model.device)
-            for row, at, block in canvas.shown:
-                x[row, at : at + len(block)] = block
-        done = runner.backbone(x, canvas.prefix, layers, view=view, keep=True)
-        assert isinstance(done.kv, KV)
-        _, head = runner.head(done.hidden, e_t, view, None, where)
-        kv = done.kv.rows(canvas.prompt_of)
-        index = canvas.prompt_of.to(model.device)
-        seen = runner.view(canvas.tokens, kv.tokens[0], head=True)
-        return Prefix(kv, [(k[index], v[index]) for k, v in head], seen)
+    def _drift(self, state: Tensor, anchor: Tensor | None) -> float | None:
+        """How far the latents have moved since the head last ran, if the recipe wants to know."""
+        if anchor is None or not self.recipe.reads("drift", "generation"):
+            return None
+        return float((state - anchor).abs().mean() / anchor.abs().mean())
+
+
+def complete(
+    executor: Executor, runs: Sequence[Run], on_events: Callable[[int, list[Event]], None] | None = None
+) -> None:
+    """Carry out runs together, forward by forward; ``on_events`` (index of the run, its events) after each."""
+    while True:
+        waiting = [(n, request) for n, run in enumerate(runs) if (request := run.prepare()) is not None]
+        if not waiting:
+            return
+        outputs = executor.forward([request for _, request in waiting])
+        for (n, _), output in zip(waiting, outputs, strict=True):
+            events = runs[n].accept(output)
+            if on_events is not None:
+                on_events(n, events)

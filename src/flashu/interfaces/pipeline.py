@@ -1,4 +1,4 @@
-"""A pipeline in the manner of diffusers: an engine called with diffusers' argument names. diffusers is not needed."""
+"""A diffusers-compatible pipeline: an engine called with diffusers' argument names. diffusers is not needed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from torch import Tensor
 from flashu.errors import FlashUError
 from flashu.inference.calibrate.calibration import CALIBRATION
 from flashu.inference.engine import Engine
-from flashu.inference.samplers import flow
 from flashu.models.hub import Pushed, checkpoint_folder, upload
-from flashu.models.registry import resolve
-from flashu.models.showo2.load import save_model
-from flashu.models.showo2.public import ShowO2
+from flashu.models.registry import family, open_model, resolve
 from flashu.plan import Plan, Step
-from flashu.plan.recipe import FlashUConfig, Recipe
+from flashu.plan.presets import FlashUConfig
+from flashu.plan.recipe import Recipe
 from flashu.runtime.memory import enough_memory
 from flashu.runtime.sampling import drawn_seed
 
@@ -32,7 +30,7 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 AT_ONCE = 8  # images the autoencoder decodes at a time
 
-OnStepEnd = Callable[["Pipeline", int, Tensor, dict[str, Any]], "dict[str, Any] | None"]
+OnStepEnd = Callable[["Pipeline", int, "Tensor | None", dict[str, Any]], "dict[str, Any] | None"]
 """Called as ``callback(pipe, step_index, timestep, callback_kwargs)`` after each forward; see `Pipeline.__call__`."""
 
 
@@ -55,7 +53,7 @@ class _Interrupted(Exception):
 class Pipeline(Pushed):
     """Draws with an engine: ``pipe(prompt, num_inference_steps=..., guidance_scale=..., generator=...).images``.
 
-    ``engine`` stays usable by itself, for questions and everything else a pipeline has no word for.
+    ``engine`` stays usable by itself, for questions and everything else a pipeline has no argument for.
     """
 
     _callback_tensor_inputs = ("latents",)
@@ -74,16 +72,15 @@ class Pipeline(Pushed):
         device: torch.device | str | None = None,
         **settings: Any,
     ) -> Pipeline:
-        """A pipeline of a saved one, of "scenes" or of an official Show-o2 checkpoint (folder or hub id).
+        """The pipeline of a saved one, of a known model's name, a checkpoint folder or a hub id.
 
-        ``recipe`` None: the one saved with the pipeline, else "exact". Further settings as of
-        `ShowO2.from_pretrained`.
+        ``recipe`` None: the one saved with the pipeline, else "exact". Further settings as of the family's
+        ``from_pretrained``.
         """
-        model = ShowO2.from_pretrained(source, dtype=torch_dtype, device=device, **settings)
+        model = open_model(source, dtype=torch_dtype, device=device, **settings)
         if recipe is None:
             stored = checkpoint_folder(resolve(source).source, (RECIPE,)) / RECIPE
             recipe = stored if stored.is_file() else "exact"
-        assert model.processor is not None
         return cls(Engine(model, model.processor, recipe, model.calibration))
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, push_to_hub: bool = False, **hub: Any) -> None:
@@ -92,7 +89,10 @@ class Pipeline(Pushed):
         folder, engine = Path(folder), self.engine
         if hub and not push_to_hub:
             raise FlashUError(f"{', '.join(hub)}: these settings are for push_to_hub=True")
-        save_model(engine.model, folder, engine.processor)
+        save = family(engine.model.spec.family).save
+        if save is None:
+            raise FlashUError(f"models of the family {engine.model.spec.family} cannot be saved")
+        save(engine.model, folder, engine.processor)
         if engine.calibration is not None:
             engine.calibration.save(folder / CALIBRATION)
         engine.recipe.save(folder / RECIPE)
@@ -108,15 +108,11 @@ class Pipeline(Pushed):
         wanted = [*targets, *(value for value in named.values() if value is not None)]
         if unknown := named.keys() - {"device", "dtype", "torch_dtype"}:
             raise FlashUError(f"a pipeline moves to a device or dtype, not to {', '.join(sorted(unknown))}")
-        model, processor = self.engine.model, self.engine.processor
+        self.engine.release()  # what was derived from the weights is derived anew
         for target in wanted:
-            model.to(target)
+            self.engine.model.to(target)
             if not isinstance(target, torch.dtype):
-                move = getattr(processor.vae, "to", None)  # an autoencoder without weights has nothing to move
-                if move is not None:
-                    move(target)
-        # What was derived from the weights is derived anew.
-        self.engine = self.engine.with_recipe(self.engine.recipe)
+                self.engine.processor.to(target)
         return self
 
     @property
@@ -125,7 +121,7 @@ class Pipeline(Pushed):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.engine.model.parameters()).dtype
+        return self.engine.model.dtype
 
     @property
     def interrupt(self) -> bool:
@@ -151,14 +147,14 @@ class Pipeline(Pushed):
 
         ``generator``: every image's noise has its own seed, drawn in order from the generator (None: torch's global
         one), or from its own generator of a list as long as there are images; equal generators give equal images.
-        ``output_type``: "pil"; "np" [B, H, W, 3] or "pt" [B, 3, H, W] in [0, 1]; "latent" [B, c, h, w].
+        ``output_type``: "pil"; "np" [B, H, W, 3] or "pt" [B, 3, H, W] in [0, 1]; "latent", as `Generation.latents`.
         ``callback_on_step_end(pipe, step_index, timestep, callback_kwargs)``: after each forward, with its flow time
-        (0 noise, 1 data) and "latents"; it may return a dict with other latents. ``pipe._interrupt = True`` there ends
-        the call with the latents so far; an exception ends it with none.
+        (0 noise, 1 data; None where images are not drawn by flow) and "latents"; it may return a dict with other
+        latents. ``pipe._interrupt = True`` there ends the call with the latents so far; an exception ends it with none.
         """
         if output_type not in OUTPUT_TYPES:
             raise FlashUError(f"output_type is one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
-        if output_type != "latent" and self.engine.processor.vae is None:
+        if output_type != "latent" and not self.engine.layout.draws:
             raise FlashUError('this model was loaded without an autoencoder: use output_type="latent"')
         if strange := sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)):
             raise FlashUError(f"a callback can be given {', '.join(self._callback_tensor_inputs)}, not {strange}")
@@ -166,16 +162,15 @@ class Pipeline(Pushed):
         seeds = _seeds(generator, count)
         self._interrupt = False
 
-        def on_step(step: Step, plan: Plan, latents: Tensor) -> None:
+        def on_step(step: Step, plan: Plan, latents: Tensor) -> Tensor | None:
             assert callback_on_step_end is not None
-            times = flow.times(step.total, self.engine.processor.defaults.shift, self.engine.recipe.solver)
+            time = None if step.time is None else torch.tensor(step.time)
             given: dict[str, Any] = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-            returned = callback_on_step_end(self, step.index, times[step.index], given) or {}
+            returned = callback_on_step_end(self, step.index, time, given) or {}
             changed = returned.get("latents", latents)
-            if changed is not latents:
-                latents.copy_(changed)  # the loop goes on with this tensor
             if self._interrupt:
-                raise _Interrupted(latents)
+                raise _Interrupted(changed)
+            return None if changed is latents else changed
 
         try:
             latents = self.engine.generate(
@@ -200,10 +195,8 @@ class Pipeline(Pushed):
             return latents
         if output_type == "pil":
             return self.engine.decode(latents, AT_ONCE)
-        vae = self.engine.processor.vae
-        assert vae is not None
         with enough_memory("decode the images", "draw fewer at once, or use the autoencoder's enable_tiling()"):
-            pixels = torch.cat([vae.decode(part).float() for part in latents.split(AT_ONCE)])
+            pixels = torch.cat([self.engine.layout.pixels(part).float() for part in latents.split(AT_ONCE)])
         pixels = ((pixels + 1) / 2).clamp(0, 1)
         return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).cpu().numpy()
 

@@ -1,31 +1,32 @@
-"""Transformer parts shared by the models: norms, rotary embedding, attention, gated FFN, decoder layer.
+"""Transformer parts shared by the model families: norms, rotary embedding, attention, decoder layer.
 
-Nothing here knows an acceleration method. Two arguments are the seams a plan reaches through:
-``ffn`` (another weight triple for the gated FFN) and ``past`` (keys and values passed in, never stored).
+Nothing here knows an acceleration method or a family. A plan reaches a layer through its arguments: ``context`` (what
+its tokens attend to) and ``ffn`` (other weights for the feed-forward network).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashu.errors import FlashUError
-from flashu.models.products import Linear, Snapshot, Weight, linear, pack
+from flashu.models.ffn import FFNWeights, GatedFFN, Tap
 
 Rope: TypeAlias = tuple[Tensor, Tensor]
 """(cos, sin), each [B, 1, S, head_dim]; the first half of sin has its sign turned (see `rotate`)."""
 KeyValue: TypeAlias = tuple[Tensor, Tensor]
 """(k, v), each [B, kv_heads, T, head_dim]; keys are stored after the rotary embedding."""
+Span: TypeAlias = tuple[str, int, int]
+"""(expert, start, stop): tokens that use one expert, the same in every row."""
 
 
 class Slot(NamedTuple):
-    """Keys and values of a decode with room for those to come: k, v [B, kv_heads, C, head_dim], which new ones are
-    written into at the indices ``at`` [S]."""
+    """Keys and values with space for those to come: k, v [B, kv_heads, C, head_dim], which the new ones are written
+    into at the indices ``at`` [B, S]."""
 
     k: Tensor
     v: Tensor
@@ -33,10 +34,19 @@ class Slot(NamedTuple):
 
 
 Past: TypeAlias = KeyValue | Slot
-FFNWeights: TypeAlias = tuple[Weight, Weight, Weight]
-"""(gate [K, D], up [K, D], down [D, K]) of a gated FFN with K kept neurons."""
-Tap: TypeAlias = Callable[[str, Tensor], None]
-"""Observer of inner values, called as tap(name, value); used by calibration and analysis only."""
+
+
+class AttentionContext(NamedTuple):
+    """What the tokens of one forward attend to in one layer.
+
+    ``rope``: their rotary tables. ``mask``: bool (True = may attend) or additive [B or 1, 1, S, T], None = everything.
+    ``past``: earlier keys and values. ``spans``: which expert each token uses; () = the only one.
+    """
+
+    rope: Rope
+    mask: Tensor | None = None
+    past: Past | None = None
+    spans: tuple[Span, ...] = ()
 
 
 class RMSNorm(nn.Module):
@@ -94,6 +104,11 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return x * cos.to(x.dtype) + x.roll(x.shape[-1] // 2, dims=-1) * sin.to(x.dtype)
 
 
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """[B, S, H * head_dim] -> [B, H, S, head_dim]."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, grouped: bool = False) -> Tensor:
     """Attention of q [B, H, S, d] to k, v [B, H_kv, T, d] -> [B, S, H*d].
 
@@ -112,79 +127,13 @@ def appended(k: Tensor, v: Tensor, past: Past | None) -> KeyValue:
     if past is None:
         return k, v
     if isinstance(past, Slot):
-        return past.k.index_copy_(2, past.at, k), past.v.index_copy_(2, past.at, v)
+        at = past.at[:, None, :, None].expand_as(k)
+        return past.k.scatter_(2, at, k), past.v.scatter_(2, at, v)
     return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
 
 
-class Joining(nn.Module):
-    """A module with linear layers that read the same input. Once `join`ed their weights lie side by side, so that one
-    product does for all where no gradient is asked for; the parameters stay what they are, views of that storage."""
-
-    JOINT: ClassVar[tuple[str, ...]]
-    _joint: tuple[list[tuple[nn.Linear, Tensor]], Tensor, Tensor | None] | None = None
-    _packed: Snapshot | None = None
-
-    @torch.no_grad()
-    def join(self) -> None:
-        parts = [getattr(self, name) for name in self.JOINT]
-
-        def side_by_side(tensors: list[Tensor]) -> Tensor:
-            joint = torch.cat(tensors)
-            for tensor, view in zip(tensors, joint.split([len(t) for t in tensors]), strict=True):
-                tensor.data = view
-            return joint
-
-        weight = side_by_side([part.weight for part in parts])
-        bias = None if parts[0].bias is None else side_by_side([part.bias for part in parts])
-        self._joint, self._packed = ([(part, part.weight) for part in parts], weight, bias), None
-
-    def pack(self) -> None:
-        """Pack the joint weight (see `products.Packed`)."""
-        if self.joint() is None:
-            self.join()
-        assert self._joint is not None
-        parts, weight, _ = self._joint
-        self._packed = Snapshot.take(pack(weight), [own for _, own in parts])
-
-    def joint(self) -> tuple[Weight, Tensor | None] | None:
-        """The joint weight and bias; None unless they are there, current and enough."""
-        if self._joint is None or torch.is_grad_enabled():
-            return None
-        parts, weight, bias = self._joint
-        # Who puts another layer (an adapter), parameter (quantized, offloaded) or other data in place, means that one.
-        for name, (part, own) in zip(self.JOINT, parts, strict=True):
-            if self._modules[name] is not part or part.weight is not own:
-                return None
-        if torch.compiler.is_compiling():
-            return weight, bias
-        place = weight.data_ptr()
-        for _, own in parts:
-            if own.data_ptr() != place:
-                return None
-            place += own.nbytes
-        packed = self._packed
-        return weight if packed is None or not packed.holds(*(own for _, own in parts)) else packed.made, bias
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Joining:
-        super()._apply(fn, recurse)
-        if self._joint is not None:  # what moved or was cast no longer lies side by side
-            self.join()
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_joint": self._joint is not None, "_packed": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        joined = state.pop("_joint")
-        super().__setstate__(state)
-        if joined:  # copied and unpickled parameters have storage of their own
-            self.join()
-
-
-class Attention(Joining):
+class Attention(nn.Module):
     """Grouped-query attention with rotary positions; per-head q/k RMSNorm when ``qk_norm_eps`` is given."""
-
-    JOINT: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj")
 
     def __init__(
         self,
@@ -200,117 +149,36 @@ class Attention(Joining):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.grouped = heads != kv_heads
-        self.q_proj = Linear(hidden, heads * head_dim, bias=qkv_bias)
-        self.k_proj = Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
-        self.v_proj = Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
-        self.o_proj = Linear(heads * head_dim, hidden, bias=False)
+        self.q_proj = nn.Linear(hidden, heads * head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(hidden, kv_heads * head_dim, bias=qkv_bias)
+        self.o_proj = nn.Linear(heads * head_dim, hidden, bias=False)
         self.q_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
         self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
         self.rotary_emb = rotary
 
-    def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values of x [B, S, D], one after another: [B, heads + 2 kv_heads, S, head_dim]."""
-        joint = self.joint()
-        if joint is not None:
-            y = linear(x, *joint)
-        else:
-            y = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
-        # The count of heads is written out for the compiler, which else takes it for one more open size.
-        return y.unflatten(-1, (self.heads + 2 * self.kv_heads, self.head_dim)).transpose(1, 2)
-
-    def keys_values(self, x: Tensor, rope: Rope, past: Past | None) -> KeyValue:
-        """Keys and values of x [B, S, D] behind those of ``past``."""
-        heads = self.kv_heads, self.head_dim
-        k, v = (proj(x).unflatten(-1, heads).transpose(1, 2) for proj in (self.k_proj, self.v_proj))
+    def keys_values(self, x: Tensor, context: AttentionContext) -> KeyValue:
+        """Keys and values of x [B, S, D] behind those of the past."""
+        k, v = (split_heads(proj(x), self.head_dim) for proj in (self.k_proj, self.v_proj))
         if self.k_norm is not None:
             k = self.k_norm(k)
-        return appended(rotate(k, rope), v, past)
+        return appended(rotate(k, context.rope), v, context.past)
 
-    def forward(
-        self, x: Tensor, rope: Rope, mask: Tensor | None = None, past: Past | None = None, tap: Tap | None = None
-    ) -> tuple[Tensor, KeyValue]:
-        turned, v = self.project(x).split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = turned.split((self.heads, self.kv_heads), dim=1)
-            turned = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
-        q, k = rotate(turned, rope).split((self.heads, self.kv_heads), dim=1)
-        k, v = appended(k, v, past)
+    def forward(self, x: Tensor, context: AttentionContext, tap: Tap | None = None) -> tuple[Tensor, KeyValue]:
+        q = split_heads(self.q_proj(x), self.head_dim)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        q = rotate(q, context.rope)
+        k, v = self.keys_values(x, context)
         if tap is not None:
             tap("query", q)
             tap("key", k)
             tap("value", v)
-        return self.o_proj(attend(q, k, v, mask, self.grouped)), (k, v)
-
-
-class GatedFFN(Joining):
-    """down(silu(gate x) * up x), with the module's own weights or the triple passed in.
-
-    The order of the neurons is free. ``order`` [K] says which of the checkpoint's neurons each one is, None while
-    they are as the checkpoint has them; in a state dict they always are.
-    """
-
-    JOINT: ClassVar[tuple[str, ...]] = ("gate_proj", "up_proj")
-    NEURONS: ClassVar[dict[str, int]] = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
-    order: Tensor | None
-
-    def __init__(self, hidden: int, intermediate: int) -> None:
-        super().__init__()
-        self.gate_proj = Linear(hidden, intermediate, bias=False)
-        self.up_proj = Linear(hidden, intermediate, bias=False)
-        self.down_proj = Linear(intermediate, hidden, bias=False)
-        self.register_buffer("order", None, persistent=False)
-
-    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of the projections; `FlashUError` if one is more than a projection."""
-        for name in self.NEURONS:
-            if not isinstance(part := self._modules[name], nn.Linear):
-                raise FlashUError(
-                    f"{name} is a {type(part).__name__}, so its weights alone say too little: merge what is around "
-                    "it (peft: merge_and_unload) before they are pruned or compiled"
-                )
-        return self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
-
-    def stored(self, values: Tensor, dim: int = -1) -> Tensor:
-        """Values of each neuron, along ``dim``, in the checkpoint's order."""
-        return values if self.order is None else values.index_select(dim, self.order.argsort().to(values.device))
-
-    @torch.no_grad()
-    def arrange(self, order: Tensor | None) -> None:
-        """Put the neurons in another order, in place and one matrix at a time; None = the checkpoint's."""
-        places = torch.arange(len(self.gate_proj.weight)) if self.order is None else self.order.argsort().cpu()
-        moved = places if order is None else places[order.cpu()]
-        for weight, dim in zip(self.weights(), self.NEURONS.values(), strict=True):
-            weight.copy_(weight.index_select(dim, moved.to(weight.device)))
-        self.order = order
-
-    def state_dict(self, *args: Any, **settings: Any) -> Any:
-        state = super().state_dict(*args, **settings)
-        if self.order is not None:
-            for name, dim in self.NEURONS.items():
-                key = f"{settings.get('prefix', '')}{name}.weight"
-                state[key] = self.stored(state[key].detach(), dim)
-        return state
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        if f"{prefix}down_proj.weight" in state_dict:
-            self.order = None
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def forward(self, x: Tensor, ffn: FFNWeights | None = None, tap: Tap | None = None) -> Tensor:
-        if ffn is not None:
-            a, b = linear(x, ffn[0]), linear(x, ffn[1])
-        elif (joint := self.joint()) is not None:
-            a, b = linear(x, *joint).chunk(2, dim=-1)
-        else:
-            a, b = self.gate_proj(x), self.up_proj(x)
-        inner = F.silu(a) * b
-        if tap is not None:
-            tap("ffn", inner)
-        return self.down_proj(inner) if ffn is None else linear(inner, ffn[2])
+        return self.o_proj(attend(q, k, v, context.mask, self.grouped)), (k, v)
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm decoder layer (Qwen2 form)."""
+    """Pre-norm decoder layer (Qwen2 form), one expert."""
 
     def __init__(self, attention: Attention, hidden: int, intermediate: int, eps: float) -> None:
         super().__init__()
@@ -322,16 +190,17 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rope: Rope,
-        mask: Tensor | None = None,
-        past: Past | None = None,
-        ffn: FFNWeights | None = None,
+        context: AttentionContext,
+        ffn: Mapping[str, FFNWeights] | None = None,
         tap: Tap | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        attended, kv = self.self_attn(self.input_layernorm(x), rope, mask, past, tap)
+        """x [B, S, D] -> its output and all keys and values, past and new. ``ffn``: weights by expert name, {} or None
+        = its own."""
+        attended, kv = self.self_attn(self.input_layernorm(x), context, tap)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x), ffn, tap), kv
+        weights = next(iter(ffn.values())) if ffn else None
+        return x + self.mlp(self.post_attention_layernorm(x), weights, tap), kv
 
-    def keys_values(self, x: Tensor, rope: Rope, past: Past | None = None) -> KeyValue:
-        """What a skipped layer still owes a growing cache: its keys and values of x."""
-        return self.self_attn.keys_values(self.input_layernorm(x), rope, past)
+    def keys_values(self, x: Tensor, context: AttentionContext) -> KeyValue:
+        """What a skipped layer still adds to a cache: its keys and values of x."""
+        return self.self_attn.keys_values(self.input_layernorm(x), context)

@@ -1,4 +1,4 @@
-"""Weights in main memory, brought to the device for the room that needs them and no longer."""
+"""Weights in main memory, brought to the device for the call that needs them and no longer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from flashu.errors import FlashUError
-from flashu.models.layers import GatedFFN
-from flashu.models.showo2.model import ShowO2
+from flashu.models.ffn import FFN, FFNWeights, Projection
 
-LARGE = (nn.Linear, nn.Conv2d, nn.Embedding)
+LARGE = (nn.Linear, nn.Conv2d)
 
 
-def offload(model: ShowO2, device: torch.device | str) -> None:
+def offload(model: Any, device: torch.device | str) -> None:
     """Let a model whose weights lie on the CPU compute on ``device``, for good.
 
     Projections are accelerate's to move, and on the meta device between calls. An FFN keeps its weights and is handed
@@ -27,27 +26,32 @@ def offload(model: ShowO2, device: torch.device | str) -> None:
     except ModuleNotFoundError as error:
         raise FlashUError('offloading needs accelerate: pip install "flashu[offload]"') from error
     place = torch.device(device)
-    ffns = [module for module in model.modules() if isinstance(module, GatedFFN)]
-    within = {projection for ffn in ffns for projection in ffn.children()}
+    words = model.get_input_embeddings()
+    within = {projection for ffn in model.modules() if isinstance(ffn, FFN) for projection in ffn.children()}
     for module in list(model.modules()):
-        if isinstance(module, GatedFFN):
+        if isinstance(module, FFN):
             module.register_forward_pre_hook(_hand_over(place))
-        elif module is model.showo.model.embed_tokens:
+        elif module is words:
             add_hook_to_module(module, AlignDevicesHook("cpu", io_same_device=True))
-        elif isinstance(module, LARGE) and module is not model.position_embedding:
+        elif isinstance(module, LARGE):
             if module not in within:
                 add_hook_to_module(module, AlignDevicesHook(place, offload=True))
         else:
             module._apply(lambda tensor: tensor.to(place), recurse=False)
 
 
-def offloaded(model: nn.Module) -> bool:
+def offloaded(model: Any) -> bool:
     return any(parameter.is_meta for parameter in model.parameters())
 
 
 def _hand_over(device: torch.device) -> Callable[..., Any]:
-    def hook(ffn: GatedFFN, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def moved(projection: Projection) -> Projection:
+        weight, bias = projection
+        return Projection(weight.to(device), None if bias is None else bias.to(device))
+
+    def hook(ffn: FFN, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, weights, tap = (*args, None, None)[:3]
-        return x, tuple(weight.to(device) for weight in weights or ffn.weights()), tap
+        inputs, output = weights or ffn.weights()
+        return x, FFNWeights(tuple(map(moved, inputs)), moved(output)), tap
 
     return hook

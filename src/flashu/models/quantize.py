@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from flashu.errors import FlashUError
-from flashu.models.offload import offloaded
-from flashu.models.showo2.model import ShowO2
+from flashu.models.memory import held_bytes
+from flashu.models.packing import is_packed
 
 log = logging.getLogger("flashu")
 
@@ -29,7 +29,7 @@ PROBE = 64
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was quantized: the modules by name, and the bytes of all the model's weights before and after."""
+    """What was quantized: the modules by name, and the bytes that the model held before and after."""
 
     scheme: str
     names: tuple[str, ...]
@@ -38,38 +38,40 @@ class Quantized:
 
     def __str__(self) -> str:
         kinds = Counter([part for part in name.split(".") if not part.isdigit()][-1] for name in self.names)
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         return (
-            f"{self.scheme}: {len(self.names)} projections quantized ({told}); weights {self.before / 1e6:,.1f} MB "
+            f"{self.scheme}: {len(self.names)} projections quantized ({counts}); weights {self.before / 1e6:,.1f} MB "
             f"-> {self.after / 1e6:,.1f} MB"
         )
 
 
 @torch.no_grad()
-def quantize(model: ShowO2, scheme: str, *, lm_head: bool = False) -> Quantized:
-    """Quantize a model's decoder and flow head for good; returns, and logs, what that was applied to.
+def quantize(model: Any, scheme: str, *, lm_head: bool = False) -> Quantized:
+    """Quantize a model's projections (`UnifiedModel.projections`) for good. Returns, and logs, what it was applied to.
 
-    Embeddings, norms, the semantic layers and, unless asked for, ``lm_head`` stay (where it shares its weights with
+    Embeddings, norms, what encodes pictures and, unless asked for, ``lm_head`` stay (where it shares its weights with
     the embeddings it takes a narrow copy). `FlashUError`, before anything is touched, for an unknown scheme, a model
-    that is quantized or offloaded, without torchao, or on a device that cannot compute so.
+    that is quantized, packed or offloaded, without torchao, or on a device that cannot compute so.
     """
     if scheme not in SCHEMES:
         raise FlashUError(f"there is no quantization {scheme!r}: give {', '.join(SCHEMES)}")
     if model.quantization is not None:
         raise FlashUError(f"this model is quantized already ({model.quantization}): load it anew")
-    if offloaded(model):
+    if is_packed(model):
+        raise FlashUError("packed weights cannot be quantized: load the model without pack")
+    if any(parameter.is_meta for parameter in model.parameters()):
         raise FlashUError("an offloaded model cannot be quantized: load it without offload")
-    if any(layer.mlp.order is not None for layer in model.layers):  # type: ignore[union-attr]
+    if any(ffn.order is not None for ffn in model.ffns().values()):
         raise FlashUError("this model's FFN neurons are arranged in place: release() the engine that did it first")
     _try(scheme, model.device, model.dtype)
-    parts = ("showo.model.layers.", "diffusion_head_a.", "diffusion_head_b.", *(["showo.lm_head"] if lm_head else []))
-    before = weight_bytes(model)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.startswith(parts):
+    parts = {module for part in model.projections(lm_head=lm_head) for module in part.modules()}
+    before = held_bytes(model)
+    for module in parts:
+        if isinstance(module, nn.Linear):
             _apply(module, scheme)
     names = tuple(n for n, m in model.named_modules() if isinstance(m, nn.Linear) and is_quantized(m.weight))
     model.quantization = scheme
-    done = Quantized(scheme, names, before, weight_bytes(model))
+    done = Quantized(scheme, names, before, held_bytes(model))
     log.info("%s", done)
     return done
 
@@ -90,18 +92,6 @@ def plain(weight: Tensor) -> Tensor:
 
 def is_quantized(weight: Tensor) -> bool:
     return type(weight) not in (Tensor, nn.Parameter)
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters, quantized ones at their true size; tied ones once."""
-    return sum(_bytes(p) for p in model.parameters())
-
-
-def _bytes(tensor: Tensor) -> int:
-    if not is_quantized(tensor):
-        return tensor.nbytes
-    inside: Any = tensor
-    return sum(_bytes(getattr(tensor, part)) for part in inside.__tensor_flatten__()[0])
 
 
 def _apply(linear: nn.Linear, scheme: str) -> nn.Linear:

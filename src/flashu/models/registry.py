@@ -1,73 +1,109 @@
-"""What can be loaded by name, and where it would come from."""
+"""What can be loaded by name, where it would come from, and which family it is."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 
 from flashu.errors import CheckpointError
-from flashu.models.hub import HUB_ID
-from flashu.models.showo2.load import Device, load_model, load_processor
-from flashu.models.showo2.model import ShowO2
-from flashu.models.showo2.processor import Processor
+from flashu.models.family import Checkpoint, Family
+from flashu.models.hub import HUB_ID, checkpoint_folder
+from flashu.models.weights import read_json, weight_files
+
+FAMILIES = {"showo2": "flashu.models.showo2.family"}
+"""The module of each family, whose FAMILY says what it offers; imported when first asked for."""
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A name and what it stands for. ``dtype`` None: as stored."""
-
-    name: str
-    source: str | Path
-    summary: str
-    dtype: torch.dtype | None = None
-
-    @property
-    def where(self) -> str:
-        if not isinstance(self.source, Path):
-            return f"Hugging Face hub, {self.source}"
-        return "in the package" if self.source.is_relative_to(ASSETS) else f"folder {self.source}"
-
-
-SCENES = Entry("scenes", ASSETS / "scenes", "a small Show-o2 for coloured shapes, 64 px; runs anywhere", torch.float32)
-HARD = Entry("scenes-hard", ASSETS / "scenes-hard", "the same for a larger world, 128 px", torch.float32)
-ENTRIES = (
-    SCENES,
-    HARD,
-    Entry("showlab/show-o2-1.5B", "showlab/show-o2-1.5B", "Show-o2 on Qwen2.5-1.5B, 432 px; 2.8 B parameters in all"),
-    Entry("showlab/show-o2-1.5B-HQ", "showlab/show-o2-1.5B-HQ", "the same for 512 and 1024 px"),
-    Entry("showlab/show-o2-7B", "showlab/show-o2-7B", "Show-o2 on Qwen2.5-7B, 432 px; 8.9 B parameters in all"),
-    Entry("showlab/show-o2-1.5B-w-video-und", "showlab/show-o2-1.5B-w-video-und", "the 1.5B that has seen videos too"),
-    Entry("showlab/show-o2-7B-w-video-und", "showlab/show-o2-7B-w-video-und", "the 7B that has seen videos too"),
+CHECKPOINTS = (
+    *(
+        Checkpoint(name, ASSETS / name, summary, torch.float32, "showo2")
+        for name, summary in (
+            ("scenes", "a small Show-o2 for coloured shapes, 64 px; runs anywhere"),
+            ("scenes-hard", "the same for a larger world, 128 px"),
+        )
+    ),
+    *(
+        Checkpoint(f"showlab/{name}", f"showlab/{name}", summary, family="showo2")
+        for name, summary in (
+            ("show-o2-1.5B", "Show-o2 on Qwen2.5-1.5B, 432 px; 2.8 B parameters in all"),
+            ("show-o2-1.5B-HQ", "the same for 512 and 1024 px"),
+            ("show-o2-7B", "Show-o2 on Qwen2.5-7B, 432 px; 8.9 B parameters in all"),
+            ("show-o2-1.5B-w-video-und", "the 1.5B that has seen videos too"),
+            ("show-o2-7B-w-video-und", "the 7B that has seen videos too"),
+        )
+    ),
 )
 
 
-def resolve(name: str | os.PathLike[str]) -> Entry:
-    """The entry of a known name, a folder or a hub id; anything else raises ``CheckpointError``."""
-    for entry in ENTRIES:
-        if entry.name == str(name):
-            return entry
+def family(name: str) -> Family:
+    """The family of a name, as `ModelSpec.family` has it."""
+    return import_module(FAMILIES[name]).FAMILY
+
+
+def families() -> list[Family]:
+    return [family(name) for name in FAMILIES]
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The family that a checkpoint is known to be of, or that its config.json describes; `CheckpointError` if none
+    does."""
+    if checkpoint.family is not None:
+        return family(checkpoint.family)
+    folder = checkpoint_folder(checkpoint.source, ("config.json",))
+    data = read_json(folder / "config.json")
+    for known in families():
+        if known.matches(data):
+            return known
+    kind = data.get("model_type") or data.get("_class_name") or "an unknown model"
+    titles = ", ".join(known.title for known in families())
+    raise CheckpointError(f"{folder}: config.json describes {kind!r}, not one of {titles}; is it the right folder?")
+
+
+def where(checkpoint: Checkpoint) -> str:
+    """Where a checkpoint comes from, in words."""
+    if not isinstance(checkpoint.source, Path):
+        return f"Hugging Face hub, {checkpoint.source}"
+    return "in the package" if checkpoint.source.is_relative_to(ASSETS) else f"folder {checkpoint.source}"
+
+
+def is_here(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint and its weights are on this machine already."""
+    folder = checkpoint.source
+    if not isinstance(folder, Path):
+        cached = try_to_load_from_cache(folder, "config.json")
+        if not isinstance(cached, str):
+            return False
+        folder = Path(cached).parent
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return False
+
+
+def resolve(name: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint of a known name, a folder or a hub id; anything else raises ``CheckpointError``."""
+    for checkpoint in CHECKPOINTS:
+        if checkpoint.name == str(name):
+            return checkpoint
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return Entry(str(name), folder, "a checkpoint folder")
-    known = [entry.name for entry in ENTRIES]
+        return Checkpoint(str(name), folder, "a checkpoint folder")
+    known = [checkpoint.name for checkpoint in CHECKPOINTS]
     if HUB_ID.fullmatch(str(name)) and not folder.exists():
-        return Entry(str(name), str(name), "a hub repository")
+        return Checkpoint(str(name), str(name), "a hub repository")
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}; or give a folder or a hub id"
     raise CheckpointError(f"there is no model {str(name)!r}: {hint}")
 
 
-def open_model(
-    name: str | os.PathLike[str], dtype: torch.dtype | None = None, device: Device = None, around: Device = None
-) -> tuple[ShowO2, Processor]:
-    """The model of a name and what surrounds it, on ``around`` (None: there, too); the processor first, so that small
-    faults show before big reads."""
-    entry = resolve(name)
-    processor = load_processor(entry.source, around or device)
-    return load_model(entry.source, dtype or entry.dtype, device), processor
+def open_model(source: str | os.PathLike[str], **options: Any) -> Any:
+    """The model of a name, folder or hub id, with its ``processor`` and ``calibration``; options as of its family's
+    ``from_pretrained``."""
+    checkpoint = resolve(source)
+    return family_of(checkpoint).load(checkpoint, **options)

@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flashu.errors import CheckpointError
-from flashu.models.layers import GatedFFN
+from flashu.errors import CheckpointError, FlashUError
+from flashu.models.ffn import FFN
+from flashu.models.packing import FOR_GOOD, is_packed
 
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -129,11 +130,23 @@ def names(model: nn.Module) -> list[str]:
 
 def stored(model: nn.Module, name: str) -> Tensor:
     """A parameter as the checkpoint has it: FFN neurons in its order, quantized values as plain numbers."""
-    ffn, _, projection = name.removesuffix(".weight").rpartition(".")
-    owner, value = model.get_submodule(ffn), _held(model, name).detach()
+    parent = name.rpartition(".")[0].rpartition(".")[0]
+    owner, value = model.get_submodule(parent), _held(model, name).detach()
     if type(value) is not Tensor:
         value = value.dequantize()
-    return owner.stored(value, owner.NEURONS[projection]) if isinstance(owner, GatedFFN) else value
+    if isinstance(owner, FFN) and (dim := owner.neuron_dims().get(name.removeprefix(f"{parent}."))) is not None:
+        return owner.stored(value, dim)
+    return value
+
+
+def check_savable(model: Any) -> None:
+    """An error unless a model's weights are what a checkpoint holds."""
+    if is_packed(model):
+        raise FlashUError(FOR_GOOD)
+    if model.quantization is not None:
+        raise CheckpointError(
+            f"this model is quantized ({model.quantization}) and would not be what it was: save it before"
+        )
 
 
 def write_weights(model: nn.Module, file: Path) -> None:
@@ -145,12 +158,15 @@ def write_weights(model: nn.Module, file: Path) -> None:
 
 
 @torch.no_grad()
-def checkpoint_hash(model: nn.Module) -> str:
+def checkpoint_hash(model: Any) -> str:
     """16 hex digits of a sha256 over the names, shapes and values of the parameters.
 
     Of each tensor at most 1024 evenly spaced values are read, rounded to bf16: the same checkpoint has one hash in
-    fp32 and in bf16, on any device. It tells checkpoints apart; it is no protection against tampering.
+    fp32 and in bf16, on any device, and quantized or packed the one it had before. It tells checkpoints apart; it is no
+    protection against tampering.
     """
+    if (noted := getattr(model, "fingerprint", None)) is not None:
+        return noted
     digest = hashlib.sha256()
     for name in sorted(names(model)):
         value = stored(model, name)

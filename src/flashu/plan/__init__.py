@@ -1,37 +1,42 @@
 """What each forward computes: plain values, the methods that write them, and recipes. No torch."""
 
+from flashu.plan.guidance import Guidance
 from flashu.plan.plan import (
     FULL,
+    MAIN,
     SOLVERS,
     TASKS,
     Kind,
     LayerPlan,
+    Observations,
     Plan,
     Probe,
-    Room,
     Route,
     Score,
-    Seen,
     Side,
     Step,
     Task,
     share,
 )
+from flashu.plan.spec import ModelSpec, Work
 
 __all__ = [
     "FULL",
+    "MAIN",
     "SOLVERS",
     "TASKS",
+    "Guidance",
     "Kind",
     "LayerPlan",
+    "ModelSpec",
+    "Observations",
     "Plan",
     "Probe",
-    "Room",
     "Route",
     "Score",
-    "Seen",
     "Side",
     "Step",
     "Task",
+    "Work",
     "share",
 ]

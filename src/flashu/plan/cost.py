@@ -1,43 +1,51 @@
-"""FLOPs of a forward, from shapes alone (multiply-adds count two)."""
+"""FLOPs of a forward, from a model's spec alone (multiply-adds count two)."""
 
 from __future__ import annotations
 
-from flashu.models.showo2.config import ShowO2Config
+from collections.abc import Mapping
+
+from flashu.plan.plan import FULL, LayerPlan, Plan
+from flashu.plan.recipe import Recipe
+from flashu.plan.spec import ModelSpec
+
+RELEASED_ALIGNMENT = 64
 
 
-def decoder_layer(cfg: ShowO2Config, tokens: int, keys: int, neurons: int) -> int:
-    """One decoder layer on one row: ``tokens`` queries over ``keys`` keys, an FFN of ``neurons``."""
-    llm = cfg.llm
-    head_dim = llm.hidden_size // llm.num_attention_heads
-    projections = llm.hidden_size * (2 * llm.hidden_size + 2 * llm.num_key_value_heads * head_dim)
-    return 2 * tokens * (projections + 2 * keys * llm.hidden_size + 3 * llm.hidden_size * neurons)
+def keep_count(width: int, ratio: float, multiple: int) -> int:
+    """Neurons kept of ``width`` when the share ``ratio`` is pruned, rounded down to a multiple of ``multiple``."""
+    ideal = width - int(width * ratio)
+    aligned = ideal // multiple * multiple
+    return aligned or (multiple if multiple <= width else max(ideal, 1))
 
 
-def semantic_path(cfg: ShowO2Config, image_tokens: int) -> int:
-    """Embedding one image's latents: patch embedders, semantic layers, fusion."""
-    v, h = cfg.vision, cfg.llm.hidden_size
-    patch = cfg.patch_size**2 * cfg.image_latent_dim * (v.hidden_size + h)
-    layer = 4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size + 2 * image_tokens * v.hidden_size
-    fusion = (v.hidden_size + h) * h + h * h
-    return 2 * image_tokens * (patch + v.num_hidden_layers * layer + fusion)
+def alignment(width: int) -> int:
+    """The multiple a kept width is aligned to: 64 as in the released program, 16 for networks too narrow for that."""
+    return RELEASED_ALIGNMENT if width >= 1024 else 16
 
 
-def head_body(cfg: ShowO2Config, tokens: int, keys: int) -> int:
-    """The flow head's cacheable part on one row, the modulation (once per forward) not counted."""
-    head, h = cfg.head, cfg.llm.hidden_size
-    d = head.hidden_size
-    bridge = (h * d + d * d) if h != d else 0
-    projections = d * (2 * d + 2 * head.num_key_value_heads * head.head_dim)
-    block = projections + 2 * keys * d + 3 * d * head.intermediate_size
-    return 2 * tokens * (bridge + head.num_layers * block)
+def bank_widths(spec: ModelSpec, recipe: Recipe) -> dict[str, int]:
+    """Neurons kept by each FFN bank the recipe needs."""
+    width = spec.neurons
+    return {m.mask: keep_count(width, m.ratio, alignment(width)) for m in recipe.ffn_prunes()}
 
 
-def modulation(cfg: ShowO2Config) -> int:
-    """adaLN of all blocks, once per forward."""
-    return 2 * cfg.head.num_layers * 6 * cfg.head.hidden_size**2
+def ffn_width(spec: ModelSpec, plan: Plan, widths: Mapping[str, int]) -> int:
+    return spec.neurons if plan.layers.ffn == FULL else widths[plan.layers.ffn]
 
 
-def head_out(cfg: ShowO2Config, image_tokens: int) -> int:
-    """The head's last layer on one row."""
-    d = cfg.head.hidden_size
-    return 2 * (image_tokens * d * cfg.patch_size**2 * cfg.image_latent_dim + 2 * d * d)
+def layer(
+    spec: ModelSpec, plan: LayerPlan, i: int, tokens: int, keys: int, widths: Mapping[str, int], *, keep: bool
+) -> int:
+    """Decoder layer i on one row: ``tokens`` queries over ``keys`` keys. Skipped, it still computes keys and values
+    for a context that is kept."""
+    if i in plan.skip:
+        return spec.keys_values.flops(tokens) if keep else 0
+    neurons = spec.neurons if plan.ffn == FULL else widths[plan.ffn]
+    return spec.attention.flops(tokens, keys) + spec.ffn(neurons).flops(tokens)
+
+
+def decoder(
+    spec: ModelSpec, plan: LayerPlan, tokens: int, past: int, widths: Mapping[str, int], *, keep: bool = False
+) -> int:
+    """All layers on one row."""
+    return sum(layer(spec, plan, i, tokens, past + tokens, widths, keep=keep) for i in range(spec.layers))

@@ -1,20 +1,20 @@
-"""The plan of a request, forward by forward, before anything runs. Sizes are enough: no weights are needed.
+"""The plan of a request, forward by forward, before anything runs. A model's spec is enough: no weights are needed.
 
-FLOPs come from shapes (`flashu.plan.cost`), per request, the autoencoder and the time embedding left out.
+FLOPs come from shapes (`plan.cost`), per request, the autoencoder and the time embedding left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from flashu.errors import FlashUError, ImageError
-from flashu.inference.calibrate.bank import alignment, keep_count
-from flashu.inference.samplers import flow
-from flashu.models.showo2.config import ShowO2Config
-from flashu.models.showo2.processor import GenerationDefaults, Processor
-from flashu.plan import FULL, LayerPlan, Plan, Room, Seen, Step, Task, cost
+from flashu.errors import FlashUError
+from flashu.plan import cost
+from flashu.plan.limits import check_number
+from flashu.plan.plan import MAIN, Kind, LayerPlan, Observations, Plan, Step, Task
 from flashu.plan.recipe import Recipe, exact
+from flashu.plan.spec import ModelSpec
 from flashu.plan.table import Forward, PlanTable, Prompt, Totals
 
 PROMPT_TOKENS, QUESTION_TOKENS = 16, 32
@@ -22,30 +22,16 @@ PROMPT_TOKENS, QUESTION_TOKENS = 16, 32
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the table needs of a model. ``factor``: pixels per latent cell; ``max_text``: most words of a prompt."""
+    """What the table needs of a model. ``defaults``: its `GenerationDefaults`. ``image_tokens``: (height, width in
+    pixels, None = the usual) -> tokens. ``padded``: image tokens -> length of a padded row. ``times``: (forwards,
+    solver) -> flow times, the last one the end; None where images are not drawn by flow."""
 
     name: str
-    config: ShowO2Config
-    defaults: GenerationDefaults
-    factor: int
-    max_text: int
-
-    @classmethod
-    def of(cls, config: ShowO2Config, processor: Processor) -> Sizes:
-        factor = 8 if processor.vae is None else processor.vae.factor
-        return cls("this model", config, processor.defaults, factor, processor.text.max_text)
-
-    def image_tokens(self, height: int | None, width: int | None) -> int:
-        """Image tokens of a picture in pixels, None = the usual size."""
-        height, width = height or self.defaults.height, width or self.defaults.width
-        cell = self.factor * self.config.patch_size
-        if height < cell or width < cell or height % cell or width % cell:
-            raise ImageError(f"images are multiples of {cell} pixels, at least {cell}; {width}x{height} is not")
-        return (height // cell) * (width // cell)
-
-    @property
-    def room(self) -> Room:
-        return Room(self.name, self.config.llm.num_hidden_layers, self.config.head.num_layers)
+    spec: ModelSpec
+    defaults: Any
+    image_tokens: Callable[[int | None, int | None], int]
+    padded: Callable[[int], int]
+    times: Callable[[int, str], list[float]] | None
 
 
 def tabulate(
@@ -66,14 +52,13 @@ def tabulate(
     ``prompt_tokens``: the prompt's with its two marks; ``question_tokens``: all text tokens around the image;
     None = the model's defaults. An answer may stop before ``max_new_tokens``: the table is the longest one.
     """
-    counts = {"steps": steps, "prompt_tokens": prompt_tokens, "question_tokens": question_tokens}
-    for name, value in (counts | {"max_new_tokens": max_new_tokens}).items():
-        if value is not None and value < 1:
-            raise FlashUError(f"{name} must be a whole number of at least 1, got {value}")
+    numbers = {"steps": steps, "guidance": guidance, "height": height, "width": width, "max_new_tokens": max_new_tokens}
+    for name, value in (numbers | {"prompt_tokens": prompt_tokens, "question_tokens": question_tokens}).items():
+        check_number(name, value)
     if task not in ("generation", "understanding"):
         raise FlashUError(f"cannot plan {task!r}: the tasks are generation and understanding")
     settled = recipe.resolved("largest")  # which side is pruned does not change how much is computed
-    settled.check(sizes.room)
+    settled.check(sizes.spec)
     tokens = sizes.image_tokens(height, width)
 
     def table(of: Recipe) -> tuple[list[Forward], list[Prompt]]:
@@ -82,116 +67,102 @@ def tabulate(
             return list(answering(sizes, of, tokens, question_tokens, budget)), []
         asked = steps or sizes.defaults.steps
         scale = sizes.defaults.guidance if guidance is None else guidance
-        return drawing(sizes, of, tokens, prompt_tokens, asked, None if scale in (0, 1) else scale)
+        scales = {} if scale in (0, 1) else dict.fromkeys(sizes.spec.branches, scale)
+        if sizes.spec.drawing == "autoregressive":
+            return list(drawing_tokens(sizes, of, tokens, prompt_tokens, scales)), []
+        return drawing(sizes, of, tokens, prompt_tokens, asked, scales)
 
     forwards, prompts = table(settled)
     full, full_prompts = table(exact())
     return PlanTable(
-        sizes.name,
-        recipe.name,
-        task,
-        sizes.config.llm.num_hidden_layers,
-        tuple(forwards),
-        tuple(prompts),
-        Totals.of(full, full_prompts),
+        sizes.name, recipe.name, task, sizes.spec.layers, tuple(forwards), tuple(prompts), Totals.of(full, full_prompts)
     )
 
 
 def drawing(
-    sizes: Sizes, recipe: Recipe, image_tokens: int, prompt_tokens: int, steps: int, scale: float | None
+    sizes: Sizes, recipe: Recipe, image_tokens: int, prompt_tokens: int, steps: int, scales: Mapping[str, float]
 ) -> tuple[list[Forward], list[Prompt]]:
-    """The forwards of one image, and the prompts' short passes before them: one per layer plan and number of rows."""
-    cfg, neurons = sizes.config, bank_widths(sizes.config, recipe)
+    """The forwards of one image drawn block by block, and the prompts' short passes before them: one per layer plan and
+    number of rows."""
+    spec, widths = sizes.spec, cost.bank_widths(sizes.spec, recipe)
     total = recipe.forwards(steps)
     if total < 1:
         raise FlashUError(f"{steps} steps leave no forward under recipe {recipe.name!r}: ask for more")
-    times = flow.times(total, sizes.defaults.shift, recipe.solver).tolist()
-    tokens = sizes.max_text + image_tokens + 5 if recipe.padded else image_tokens + 1
+    times = None if sizes.times is None else sizes.times(total, recipe.solver)
+    tokens = sizes.padded(image_tokens) if recipe.padded else image_tokens + spec.markers
     past = 0 if recipe.padded else prompt_tokens
-    prompts: dict[tuple[LayerPlan, int], Prompt] = {}
+    prompts: dict[tuple[LayerPlan | None, int], Prompt] = {}
     forwards = []
-    kept, gap = 0, False
-    for step, plan in folded(recipe, "generation", total, cfg.llm.num_hidden_layers, scale):
-        plan = plan.possible(kept, gap)
-        rows = plan.branches
-        kept, gap = rows if plan.head == "run" else kept, gap or rows == 2
-        looks = plan.head == "run" or plan.probe != "off"
-        flops = rows * cost.head_out(cfg, image_tokens)
-        if looks:
-            if not recipe.padded and (plan.layers, rows) not in prompts:
-                work = prompt_flops(cfg, plan.layers, prompt_tokens, neurons)
-                prompts[plan.layers, rows] = Prompt(step.index, plan.layers, rows, prompt_tokens, rows * work)
-            flops += cost.semantic_path(cfg, image_tokens)
-            flops += rows * decoder(cfg, plan.layers, tokens, past, neurons)
-        if plan.head == "run":
-            flops += rows * cost.head_body(cfg, tokens, past + tokens) + cost.modulation(cfg)
-        at = (times[step.index], times[step.index + 1])
-        forwards.append(
-            Forward(
-                step, plan, rows, tokens if looks else 0, past if looks else 0, flops, width(plan, cfg, neurons), at
-            )
-        )
+    kept: tuple[str, ...] = ()
+    deltas: frozenset[str] = frozenset()
+    for step, plan in folded(recipe, "generation", "block", total, spec.layers, scales):
+        plan = plan.possible(kept, deltas)
+        rows = len(plan.branches)
+        if plan.features == "run":
+            kept = plan.branches
+        deltas |= frozenset(plan.branches) - {MAIN}
+        computed = plan.features == "run" or plan.probe != "off"
+        flops = rows * (spec.output if spec.drawing == "flow" else spec.logits).flops(image_tokens)
+        if computed:
+            context = plan.layers if spec.context == "same" else None
+            if not recipe.padded and (context, rows) not in prompts:
+                under = context or LayerPlan()
+                work = cost.decoder(spec, under, prompt_tokens, 0, widths, keep=True)
+                work += spec.head.flops(prompt_tokens, prompt_tokens, once=False)
+                prompts[context, rows] = Prompt(step.index, under, rows, prompt_tokens, rows * work)
+            flops += spec.image.flops(image_tokens, image_tokens)
+            flops += rows * cost.decoder(spec, plan.layers, tokens, past, widths)
+        if plan.features == "run":
+            flops += spec.head.flops(tokens, past + tokens, rows)
+        at = None if times is None else (times[step.index], times[step.index + 1])
+        row_tokens, row_past = (tokens, past) if computed else (0, 0)
+        neurons = cost.ffn_width(spec, plan, widths)
+        forwards.append(Forward(step, plan, rows, row_tokens, row_past, flops, neurons, at))
     return forwards, list(prompts.values())
+
+
+def drawing_tokens(
+    sizes: Sizes, recipe: Recipe, image_tokens: int, prompt_tokens: int, scales: Mapping[str, float]
+) -> Iterator[Forward]:
+    """The forwards of one image drawn token by token: the prompts' prefill, then one code each."""
+    spec, widths = sizes.spec, cost.bank_widths(sizes.spec, recipe)
+    low, high = spec.codes or (0, spec.vocabulary)
+    past = 0
+    for step, plan in folded(recipe, "generation", "token", image_tokens, spec.layers, scales):
+        rows, tokens = len(plan.branches), 1 if step.index else prompt_tokens
+        flops = rows * cost.decoder(spec, plan.layers, tokens, past, widths, keep=True)
+        flops += rows * 2 * spec.hidden * (high - low)
+        yield Forward(step, plan, rows, tokens, past, flops, cost.ffn_width(spec, plan, widths), None)
+        past += tokens
 
 
 def answering(sizes: Sizes, recipe: Recipe, image_tokens: int, question_tokens: int, budget: int) -> Iterator[Forward]:
     """The forwards of one answer of ``budget`` tokens: the prefill, then one token each."""
-    cfg, neurons = sizes.config, bank_widths(sizes.config, recipe)
-    logits = 2 * cfg.llm.hidden_size * cfg.llm.vocab_size
-    held = [0] * cfg.llm.num_hidden_layers
-    for step, plan in folded(recipe, "understanding", budget, len(held), None):
-        tokens = question_tokens + image_tokens + 1 if step.kind == "prefill" else 1
-        flops = logits + (cost.semantic_path(cfg, image_tokens) if step.kind == "prefill" else 0)
+    spec, widths = sizes.spec, cost.bank_widths(sizes.spec, recipe)
+    held = [0] * spec.layers
+    for step, plan in folded(recipe, "understanding", "token", budget, spec.layers, {}):
+        first = step.kind == "prefill"
+        tokens = question_tokens + image_tokens + spec.markers if first else 1
+        flops = spec.logits.flops(1) + (spec.image.flops(image_tokens, image_tokens) if first else 0)
         new, past = tokens, held[-1]
-        for i in range(len(held)):
+        for i in range(spec.layers):
             new -= sum(int(image_tokens * route.ratio) for route in plan.layers.routes if route.layer == i)
-            flops += layer(cfg, plan.layers, i, new, held[i], neurons, keep=True)
+            flops += cost.layer(spec, plan.layers, i, new, held[i] + new, widths, keep=True)
             held[i] += new
-        yield Forward(step, plan, 1, tokens, past, flops, width(plan, cfg, neurons), None, kept_tokens=new)
+        neurons = cost.ffn_width(spec, plan, widths)
+        yield Forward(step, plan, 1, tokens, past, flops, neurons, None, kept_tokens=new)
 
 
-def folded(recipe: Recipe, task: Task, total: int, layers: int, scale: float | None) -> Iterator[tuple[Step, Plan]]:
+def folded(
+    recipe: Recipe, task: Task, kind: Kind, total: int, layers: int, scales: Mapping[str, float]
+) -> Iterator[tuple[Step, Plan]]:
     """Every forward's plan. Which layers are skipped is known at run time only, so each probe is answered with made-up
     similarities: the number skipped is right. They change from probe to probe, as real ones usually do."""
-    seen, probes = Seen(), 0
+    observed, probes = Observations(), 0
     for index in range(total):
-        kind = "denoise" if task == "generation" else "decode" if index else "prefill"
-        step = Step(task, kind, index, total)  # type: ignore[arg-type]
-        plan = recipe.plan(step, seen, scale)
+        step = Step(task, "prefill" if kind == "token" and not index else kind, index, total)
+        plan = recipe.plan(step, observed, scales)
         yield step, plan
         if plan.probe != "off":
-            seen, probes = Seen(tuple(float((i + probes) % layers) for i in range(layers))), probes + 1
-
-
-def bank_widths(cfg: ShowO2Config, recipe: Recipe) -> dict[str, int]:
-    """Neurons kept by each FFN bank the recipe needs."""
-    every = cfg.llm.intermediate_size
-    return {m.mask: keep_count(every, m.ratio, alignment(every)) for m in recipe.ffn_prunes()}
-
-
-def width(plan: Plan, cfg: ShowO2Config, neurons: Mapping[str, int]) -> int:
-    return cfg.llm.intermediate_size if plan.layers.ffn == FULL else neurons[plan.layers.ffn]
-
-
-def layer(
-    cfg: ShowO2Config, plan: LayerPlan, i: int, tokens: int, past: int, neurons: Mapping[str, int], *, keep: bool
-) -> int:
-    """Decoder layer i on one row; skipped, it still owes its keys and values to a cache that is kept."""
-    if i in plan.skip:
-        llm = cfg.llm
-        kv = 2 * llm.num_key_value_heads * (llm.hidden_size // llm.num_attention_heads)
-        return 2 * tokens * llm.hidden_size * kv if keep else 0
-    inner = cfg.llm.intermediate_size if plan.ffn == FULL else neurons[plan.ffn]
-    return cost.decoder_layer(cfg, tokens, past + tokens, inner)
-
-
-def decoder(cfg: ShowO2Config, plan: LayerPlan, tokens: int, past: int, neurons: Mapping[str, int]) -> int:
-    """All layers on one row of a generation."""
-    return sum(layer(cfg, plan, i, tokens, past, neurons, keep=False) for i in range(cfg.llm.num_hidden_layers))
-
-
-def prompt_flops(cfg: ShowO2Config, plan: LayerPlan, tokens: int, neurons: Mapping[str, int]) -> int:
-    """One prompt's keys and values, for the decoder and the flow head."""
-    layers: Sequence[int] = range(cfg.llm.num_hidden_layers)
-    through = sum(layer(cfg, plan, i, tokens, 0, neurons, keep=True) for i in layers)
-    return through + cost.head_body(cfg, tokens, tokens)
+            observed = Observations(tuple(float((i + probes) % layers) for i in range(layers)))
+            probes += 1

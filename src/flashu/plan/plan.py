@@ -1,16 +1,18 @@
-"""The plan: what one forward is to compute. Pure values, no torch.
+"""The plan: what one forward computes. Pure values, no torch.
 
-Methods fold into a `Plan` before each forward; the model is told its `LayerPlan`, the loop is told the rest.
+Methods fold into a `Plan` before each forward; the decoder gets its `LayerPlan`, the run keeps the rest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Task = Literal["generation", "understanding"]
 TASKS: tuple[Task, ...] = ("generation", "understanding")
-Kind = Literal["prefill", "denoise", "decode"]
+Kind = Literal["prefill", "block", "token"]
+"""What a forward computes: a context (prefill), all tokens of an image (block), or the next token."""
 Probe = Literal["off", "tokens", "last", "normed"]
 """Whether a forward measures each layer's input-output similarity, and over what:
 "tokens" = all tokens it computes (Eq. 6), "last" = the last token of each row (Eq. 7),
@@ -19,19 +21,23 @@ Side = Literal["largest", "smallest"]
 Score = Literal["value_norm", "key_norm", "attention", "random", "duplication"]
 """What visual tokens are pruned by; see `runtime.scores`."""
 SOLVERS = ("euler", "adams", "heun", "unipc")
-"""How velocities become latents; see `flow`."""
+"""How velocities become latents; see `inference.samplers.solvers`."""
 FULL = "full"
 """Name of the unpruned FFN."""
+MAIN = "main"
+"""Name of the branch that sees everything; the others are guidance branches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward of a run: ``index`` of ``total``, 0-based. Decoding counts the prefill as forward 0."""
+    """One forward: ``index`` of ``total``, 0-based. An answer counts its prefill as forward 0. ``time``: the flow time
+    of a block, None elsewhere."""
 
     task: Task
     kind: Kind
     index: int
     total: int
+    time: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.total:
@@ -54,60 +60,58 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """What the decoder is told: layers left out, which FFN weights, where tokens are dropped."""
+    """What the decoder computes: layers left out, which FFN weights, where tokens are dropped."""
 
     skip: frozenset[int] = frozenset()
     ffn: str = FULL
     routes: tuple[Route, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """What the loop is told about one forward.
+    """What one forward of a run computes.
 
-    ``order``: of the polynomial through kept head features that a reuse continues; 0 takes the latest as they are.
-    ``unconditional``: "reuse" leaves the unconditional branch out and keeps its distance to the conditional one.
+    ``scales``: guidance scale by branch; a branch without one is not needed. ``reuse``: branches that are left out and
+    keep their distance to the main one. ``features``: "reuse" continues the head's earlier features, by a polynomial of
+    ``order`` (0 takes the latest as they are). ``context``: the layer plan of what stands before a block; None = as the
+    model's spec says.
     """
 
     layers: LayerPlan = field(default_factory=LayerPlan)
-    head: Literal["run", "reuse"] = "run"
-    guidance: float | None = None
+    features: Literal["run", "reuse"] = "run"
+    scales: Mapping[str, float] = field(default_factory=dict)
     probe: Probe = "off"
     order: int = 0
-    unconditional: Literal["run", "reuse"] = "run"
+    reuse: frozenset[str] = frozenset()
+    context: LayerPlan | None = None
 
     @property
-    def branches(self) -> int:
-        """Rows computed per image: the conditional one, and under guidance the unconditional one."""
-        return 1 if self.guidance is None or self.unconditional == "reuse" else 2
+    def branches(self) -> tuple[str, ...]:
+        """The branches that are computed, the main one first."""
+        return (MAIN, *(name for name in self.scales if name not in self.reuse))
 
-    def possible(self, kept: int, gap: bool) -> Plan:
-        """This plan with what cannot be reused computed: features kept of ``kept`` branches (0: none), and ``gap``,
-        whether the branches' distance is known."""
-        plan = self
-        if plan.unconditional == "reuse" and (plan.guidance is None or not gap):
-            plan = replace(plan, unconditional="run")
-        if plan.head == "reuse" and kept < plan.branches:
-            plan = replace(plan, head="run")
+    @property
+    def guidance(self) -> float | None:
+        """The first guidance scale; None without guidance."""
+        return next(iter(self.scales.values()), None)
+
+    def possible(self, features: tuple[str, ...], deltas: frozenset[str]) -> Plan:
+        """This plan with what cannot be reused computed: ``features`` are kept of these branches, ``deltas`` (distances
+        to the main branch) of those."""
+        reuse = self.reuse & deltas & self.scales.keys()
+        plan = self if reuse == self.reuse else replace(self, reuse=frozenset(reuse))
+        if plan.features == "reuse" and not set(plan.branches) <= set(features):
+            plan = replace(plan, features="run")
         return plan
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a run has observed so far: the latest probe's similarity of each layer; ``drift``, the relative change of
+class Observations:
+    """What a run has measured so far: the latest probe's similarity of each layer; ``drift``, the relative change of
     the latents since the head last ran (only for recipes that read it)."""
 
     similarity: tuple[float, ...] | None = None
     drift: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What a model offers, for methods to check themselves against."""
-
-    name: str
-    num_layers: int
-    head_blocks: int
 
 
 def share(amount: float, total: int) -> int:

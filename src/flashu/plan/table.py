@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flashu.plan import FULL, LayerPlan, Plan, Step, Task
+from flashu.plan.plan import FULL, LayerPlan, Plan, Step, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,18 @@ class Forward:
     kept_tokens: int | None = None
 
     @property
-    def looks(self) -> bool:
+    def computed(self) -> bool:
         """Whether the decoder runs at all."""
         return self.tokens > 0
 
     def same(self) -> tuple[Any, ...]:
         """Equal for forwards that share a row of the table."""
-        plan = (self.plan.head, self.plan.guidance, self.plan.probe) if self.looks else ("reuse", self.plan.guidance)
-        layers = (len(self.plan.layers.skip), self.plan.layers.ffn, self.plan.layers.routes) if self.looks else ()
+        plan = (
+            (self.plan.features, self.plan.guidance, self.plan.probe)
+            if self.computed
+            else ("reuse", self.plan.guidance)
+        )
+        layers = (len(self.plan.layers.skip), self.plan.layers.ffn, self.plan.layers.routes) if self.computed else ()
         return (self.step.kind, plan, layers, self.rows, self.tokens)
 
 
@@ -68,7 +72,7 @@ class Totals:
     @classmethod
     def of(cls, forwards: Sequence[Forward], prompts: Sequence[Prompt]) -> Totals:
         flops = sum(f.flops for f in forwards) + sum(p.flops for p in prompts)
-        return cls(len(forwards), sum(f.looks for f in forwards), len(prompts), flops)
+        return cls(len(forwards), sum(f.computed for f in forwards), len(prompts), flops)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -114,11 +118,11 @@ class PlanTable:
             "first": one.step.index + 1,
             "last": last.step.index + 1,
             "t": None if one.t is None or last.t is None else [one.t[0], last.t[1]],
-            "layers": self.num_layers - len(plan.layers.skip) if one.looks else 0,
+            "layers": self.num_layers - len(plan.layers.skip) if one.computed else 0,
             "probe": plan.probe != "off",
-            "ffn": plan.layers.ffn if one.looks else None,
-            "neurons": one.neurons if one.looks else None,
-            "head": None if not drawing else plan.head,
+            "ffn": plan.layers.ffn if one.computed else None,
+            "neurons": one.neurons if one.computed else None,
+            "head": None if not drawing else plan.features,
             "guidance": plan.guidance,
             "tokens": one.tokens,
             "kept_tokens": one.kept_tokens,
@@ -147,15 +151,18 @@ class PlanTable:
         table = Table(
             title=f"{self.task} with {self.recipe} on {self.model}", title_justify="left", box=box.SIMPLE_HEAD
         )
-        shown = ["step", *(["t"] if drawing else []), "layers", "FFN", *(["head", "guidance"] if drawing else [])]
+        timed = all(forward.t is not None for forward in self.forwards)
+        shown = ["step", *(["t"] if timed else []), "layers", "FFN", *(["head", "guidance"] if drawing else [])]
         for name in shown:
             table.add_column(name, no_wrap=True)
         for name in ("tokens", "rows", "GFLOPs"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows():
             middle = [_layers(row, self.num_layers), _ffn(row)]
+            if timed:
+                middle.insert(0, "{:.2f}-{:.2f}".format(*row["t"]))
             if drawing:
-                middle = ["{:.2f}-{:.2f}".format(*row["t"]), *middle, row["head"], _number(row["guidance"])]
+                middle += [row["head"], _number(row["guidance"])]
             cells = [_step(row), *middle, _tokens(row), str(row["rows"]), _number(row["gflops"])]
             table.add_row(*cells, style="" if row["layers"] else "dim")
         return Group(table, Text(self._summary()))

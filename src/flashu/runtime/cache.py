@@ -1,97 +1,228 @@
-"""The static cache of a decode: room for every token to come, so that a step has fixed shapes and no host work."""
+"""The static cache of a decode: space for every token to come, so that a step has fixed shapes and no host work."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
 
-from flashu.models.layers import KeyValue, Rope, Slot
+from flashu.models.layers import AttentionContext, Rope, Slot, Span
 from flashu.models.protocol import UnifiedModel
-from flashu.plan import LayerPlan
-from flashu.runtime.stretches import Stretch
-from flashu.runtime.tokens import Tokens
+from flashu.runtime.context import KV, BlockRow, Context, stacked
+from flashu.runtime.layout import TokenLayout
 
+KEPT = 8
+"""Blocks that a pool keeps for later."""
 MULTIPLE = 64
 """Capacities are multiples of it, so that answers of about the same length have the same shapes."""
 
 
-@dataclass(frozen=True, eq=False)
-class View:
-    """What does not change while the same tokens look at the same cache: rotary tables and mask, on the device."""
+class _Space:
+    """Space of some layers that hold the same tokens. Row r has ``length[r]`` of them; new ones come behind."""
 
-    rope: Rope
-    mask: Tensor | None
-    head_rope: Rope | None = None
+    def __init__(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.length = torch.zeros(rows, dtype=torch.long, device=device)
+        self.columns = torch.arange(capacity, device=device)
+        self.at = self.length[:, None].clone()
+        self.mask = torch.zeros(rows, 1, 1, capacity, dtype=dtype, device=device)
 
+    def window(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Where the next ``tokens`` of each row go [B, S], and what each sees, as an additive mask [B, 1, S, C]."""
+        at = self.length[:, None] + torch.arange(tokens, device=self.length.device)
+        hidden = self.columns > at[..., None]
+        mask = torch.zeros(hidden.shape, dtype=self.mask.dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+        return at, mask[:, None]
 
-class Space:
-    """Room behind tokens that some layers hold, for at least ``more``: ``mask`` [B, 1, 1, C], added to the scores,
-    shows them and what is written at ``at`` [1], which moves on."""
-
-    def __init__(self, held: Tokens, more: int, dtype: torch.dtype, device: torch.device) -> None:
-        width = held.shape[1]
-        capacity = -(-(width + more) // MULTIPLE) * MULTIPLE
-        mask = torch.full((len(held.valid), 1, 1, capacity), -torch.inf, dtype=dtype)
-        mask[:, 0, 0, :width].masked_fill_(held.valid, 0)
-        self.more = capacity - width
-        self.mask = mask.to(device)
-        self.at = torch.full((1,), width, device=device)
-        self.mask.index_fill_(3, self.at, 0)
-
-    def slot(self, kv: KeyValue) -> Slot:
-        """Keys and values with room behind them."""
-        # Zeros: what nothing sees yet is multiplied by nought all the same.
-        k, v = (torch.cat((x, x.new_zeros(*x.shape[:2], self.more, x.shape[3])), dim=2) for x in kv)
-        return Slot(k, v, self.at)
+    def refresh(self) -> None:
+        """Bring ``at`` and ``mask``, those of the next single token, up to date, in place."""
+        at, mask = self.window(1)
+        self.at.copy_(at)
+        self.mask.copy_(mask)
 
     def advance(self) -> None:
+        """One token more in every row."""
+        self.length += 1
         self.at += 1
-        self.mask.index_fill_(3, self.at, 0)
+        self.mask.masked_fill_(self.columns == self.at[..., None, None], 0)
 
 
-class Cache:
-    """Keys and values of ``held`` tokens, layer by layer, and room for ``more`` text tokens per row, one at a time.
+class Reserved(NamedTuple):
+    """How far a block was filled."""
 
-    It belongs to one run and advances in place, on the device alone: a pass over it is the same program every time,
-    which can be recorded. ``walks``: the parts of such a pass under each plan met.
+    taken: int
+    position: Tensor
+    lengths: list[Tensor]
+
+
+class BlockShape(NamedTuple):
+    """The shapes of a block: rows, the capacity of each space, which space each layer is in, positions in its rotary
+    tables. Blocks of one model and shape are interchangeable."""
+
+    rows: int
+    capacities: tuple[int, ...]
+    space_of: tuple[int, ...]
+    reach: int
+
+    @classmethod
+    def of(cls, whole: KV, positions: Sequence[int], more: int) -> BlockShape:
+        """What rows need that hold these tokens and take in ``more``, in multiples of `MULTIPLE`."""
+        distinct = {id(layout): layout for layout in whole.layouts}
+        place = {key: n for n, key in enumerate(distinct)}
+        capacities = tuple(_rounded(max(layout.lengths) + more + 1) for layout in distinct.values())
+        space_of = tuple(place[id(layout)] for layout in whole.layouts)
+        return cls(len(positions), capacities, space_of, _rounded(max(positions) + more + 1))
+
+
+def _rounded(count: int) -> int:
+    return -(-count // MULTIPLE) * MULTIPLE
+
+
+class KVBlock:
+    """Keys and values of rows that decode together, and space for ``more`` tokens in each. New ones are written behind
+    each row's own length, over its padding.
+
+    The state of a single-token step changes in place, on the device alone, so that the step can be captured; `fill`
+    makes the block another batch's.
     """
 
-    def __init__(self, model: UnifiedModel, layers: Sequence[KeyValue], held: Sequence[Tokens], more: int) -> None:
-        more += 1  # so that it may advance past the last
-        self.walks: dict[LayerPlan, Sequence[Stretch]] = {}
-        self._first, self._width = held[-1].following(), held[-1].shape[1]
-        self._tables = model.rope((self._first.pos + torch.arange(more)).to(model.device))
-        # Contiguous, for else their strides would tell how many are to come.
-        cos, sin = (table[:, :, :1].clone(memory_format=torch.contiguous_format) for table in self._tables)
-        self._rope: Rope = cos, sin
-        self._step = torch.zeros(1, dtype=torch.long, device=model.device)
-        distinct = {id(tokens): tokens for tokens in held}
-        spaces = {key: Space(tokens, more, model.dtype, model.device) for key, tokens in distinct.items()}
-        self._spaces = list(spaces.values())
-        views = {key: View(self._rope, space.mask) for key, space in spaces.items()}
-        self.views = [views[id(tokens)] for tokens in held]
-        self.slots = [spaces[id(tokens)].slot(kv) for kv, tokens in zip(layers, held, strict=True)]
+    def __init__(self, model: UnifiedModel, rows: Sequence[KV], positions: Sequence[int], more: int) -> None:
+        whole = stacked(rows)
+        self.rows, self.shape = len(rows), BlockShape.of(whole, positions, more)
+        self._members: list[ReferenceType[Context]] = []
+        self._single: dict[tuple[Span, ...], list[AttentionContext]] = {}
+        self.spaces = [_Space(self.rows, c, model.dtype, model.device) for c in self.shape.capacities]
+        self.space_of = [self.spaces[n] for n in self.shape.space_of]
+        # Zeros: what nothing sees yet is multiplied by nought all the same.
+        self.storage = [
+            tuple(x.new_zeros(*x.shape[:2], self.shape.capacities[n], x.shape[3]) for x in kv)
+            for kv, n in zip(whole.layers, self.shape.space_of, strict=True)
+        ]
+        self.position = torch.zeros(self.rows, dtype=torch.long, device=model.device)
+        cos, sin = model.rope(torch.arange(self.shape.reach, device=model.device)[None])
+        self._tables = cos[0, 0], sin[0, 0]
+        self._rope: Rope = tuple(x.clone() for x in self._turned(self.position[:, None]))  # type: ignore[assignment]
+        self._fill(whole, positions, more)
 
-    def width(self, taken: int) -> int:
-        """Tokens the last layer holds of each row once the cache has ``taken`` in so many."""
-        return self._width + taken
+    def fill(self, rows: Sequence[KV], positions: Sequence[int], more: int) -> None:
+        """Take in the tokens of other rows, of a shape that fits."""
+        self._fill(stacked(rows), positions, more)
 
-    def next(self, taken: int) -> Tokens:
-        """The tokens that come next, one per row."""
-        return replace(self._first, pos=self._first.pos + taken)
+    def _fill(self, whole: KV, positions: Sequence[int], more: int) -> None:
+        self.more = more + 1  # so that it may advance past the last
+        self.taken = 0
+        """Tokens written since."""
+        self.held = whole.layouts[-1].lengths
+        """Tokens of each row in the last layer before that."""
+        for stored, given in zip(self.storage, whole.layers, strict=True):
+            for x, new in zip(stored, given, strict=True):
+                x[:, :, : new.shape[2]] = new
+        distinct = {id(layout): layout.lengths for layout in whole.layouts}
+        for space, lengths in zip(self.spaces, distinct.values(), strict=True):
+            space.length.copy_(torch.tensor(lengths))
+            space.refresh()
+        self.position.copy_(torch.tensor(positions))
+        self._refresh_rope()
 
-    def at(self, i: int, tokens: Tokens) -> tuple[View, Slot]:
-        """What the next tokens see in layer ``i``, and where they go."""
-        return self.views[i], self.slots[i]
+    def _turned(self, position: Tensor) -> Rope:
+        cos, sin = (table[position][:, None] for table in self._tables)
+        return cos, sin
 
-    def grown(self, *_: object) -> Cache:
-        """The next tokens stand in every layer: make ready for those after them."""
-        self._step += 1
-        for current, table in zip(self._rope, self._tables, strict=True):
-            current.copy_(table.index_select(2, self._step))
-        for space in self._spaces:
-            space.advance()
-        return self
+    def hold(self, contexts: Sequence[Context]) -> None:
+        """These contexts decode here, one in each row."""
+        self._members = [ref(context) for context in contexts]
+        for row, context in enumerate(contexts):
+            context.slot = BlockRow(self, row)
+
+    def live(self) -> list[Context]:
+        """The contexts that still decode here."""
+        there = (member() for member in self._members)
+        return [context for context in there if context is not None and context.slot and context.slot.block is self]
+
+    def row(self, index: int) -> KV:
+        """The keys and values of one row."""
+        layouts = {id(space): TokenLayout.causal([int(space.length[index])]) for space in self.spaces}
+        own = [layouts[id(space)] for space in self.space_of]
+        pick = slice(index, index + 1)
+        layers = [
+            (k[pick, :, : layout.shape[1]], v[pick, :, : layout.shape[1]])
+            for (k, v), layout in zip(self.storage, own, strict=True)
+        ]
+        return KV(layers, own)
+
+    def contexts(self, tokens: int = 1, spans: tuple[Span, ...] = ()) -> list[AttentionContext]:
+        """What the next ``tokens`` of each row attend to, by layer, and where their keys and values go; ``spans``: the
+        expert of each."""
+        if self.taken + tokens > self.more:
+            raise IndexError(f"a cache with space for {self.more} tokens cannot take {tokens} after {self.taken}")
+        if tokens == 1 and spans in self._single:
+            return self._single[spans]
+        rope = self._rope
+        if tokens > 1:
+            rope = self._turned(self.position[:, None] + torch.arange(tokens, device=self.position.device))
+        windows = {id(s): (s.at, s.mask) if tokens == 1 else s.window(tokens) for s in self.spaces}
+        found = []
+        for (k, v), space in zip(self.storage, self.space_of, strict=True):
+            at, mask = windows[id(space)]
+            found.append(AttentionContext(rope, mask, Slot(k, v, at), spans))
+        if tokens == 1:
+            self._single[spans] = found  # their tensors change in place
+        return found
+
+    def advance(self, tokens: int = 1) -> None:
+        """The next ``tokens`` of every row now stand in every layer: on the device alone; ``taken`` is the caller's."""
+        self.position += tokens
+        for space in self.spaces:
+            if tokens == 1:
+                space.advance()
+            else:
+                space.length += tokens
+                space.refresh()
+        self._refresh_rope()
+
+    def reserve(self, tokens: int) -> Reserved:
+        """The state before ``tokens`` more are written, for `truncate`."""
+        if self.taken + tokens > self.more:
+            raise IndexError(f"a cache with space for {self.more} tokens cannot take {tokens} after {self.taken}")
+        return Reserved(self.taken, self.position.clone(), [space.length.clone() for space in self.spaces])
+
+    def truncate(self, before: Reserved, accepted: Sequence[int]) -> None:
+        """Take back all but the first ``accepted`` tokens of each row of those that were written since `reserve`."""
+        kept = torch.tensor(accepted, device=self.position.device)
+        self.taken = before.taken + max(accepted)
+        self.position.copy_(before.position + kept)
+        for space, length in zip(self.spaces, before.lengths, strict=True):
+            space.length.copy_(length + kept)
+            space.refresh()
+        self._refresh_rope()
+
+    def _refresh_rope(self) -> None:
+        last = len(self._tables[0]) - 1
+        for current, new in zip(self._rope, self._turned(self.position[:, None].clamp(max=last)), strict=True):
+            current.copy_(new)
+
+
+class KVPool:
+    """Blocks that are used again, so that what was captured over one serves later requests, too."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks: list[KVBlock] = []
+
+    def take(self, model: UnifiedModel, contexts: Sequence[Context], more: int) -> KVBlock:
+        """A block in which these contexts, and no others, decode from now on."""
+        rows, positions = [context.computed() for context in contexts], [context.position for context in contexts]
+        shape = BlockShape.of(stacked(rows), positions, more)
+        with self._lock:
+            free = (block for block in self._blocks if block.shape == shape and not block.live())
+            block = next(free, None)
+            if block is None:
+                block = KVBlock(model, rows, positions, more)
+                self._blocks = [*self._blocks, block][-KEPT:]
+            else:
+                block.fill(rows, positions, more)
+            block.hold(contexts)
+        return block

@@ -2,196 +2,256 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashu.models.layers import FFNWeights, KeyValue, Past, Rope, Slot, Tap
+from flashu.models.ffn import FFNWeights, Tap
+from flashu.models.layers import AttentionContext, KeyValue, Past, Rope, Slot, Span
 from flashu.models.protocol import UnifiedModel
 from flashu.plan import FULL, LayerPlan, Probe
-from flashu.runtime.cache import Cache, View
-from flashu.runtime.rooms import Rooms
+from flashu.runtime.cache import KVBlock
+from flashu.runtime.compile import SEGMENT, LayerCalls, run_layer
+from flashu.runtime.context import KV
+from flashu.runtime.layout import TokenLayout, visible
 from flashu.runtime.scores import NEED_QUERY, Inner, dropped
-from flashu.runtime.stretches import LENGTH, Stretch
-from flashu.runtime.tokens import Tokens, visible
 
-Observer = Callable[[int, str, Tensor, Tokens], None]
-"""Called as observer(layer, name, value, tokens) with inner values; for calibration and analysis.
-Names: input, query, key, value, ffn (input of the down projection), output."""
-
-
-@dataclass(frozen=True, eq=False)
-class KV:
-    """Keys and values of earlier tokens, layer by layer, and which tokens each layer's hold. It never changes."""
-
-    layers: Sequence[KeyValue]
-    tokens: Sequence[Tokens]
-
-    def rows(self, index: Tensor) -> KV:
-        """The cache of the rows at ``index`` [R]."""
-        by_id = {id(t): t.rows(index) for t in self.tokens}
-        index = index.to(self.layers[0][0].device)
-        return KV([(k[index], v[index]) for k, v in self.layers], [by_id[id(t)] for t in self.tokens])
+Observer: TypeAlias = Callable[[int, str, str, Tensor, TokenLayout], None]
+"""Called as observer(layer, expert, name, value, layout) with inner values; for calibration and analysis.
+Names: input, query, key, value, ffn (input of the output projection; of one expert and its tokens), output."""
+Bank: TypeAlias = Mapping[tuple[int, str], FFNWeights]
+"""FFN weights of each (layer, expert)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
-    """One walk through the decoder. ``hidden`` [B, S', h] is after the final norm."""
+class View:
+    """What the tokens of a forward attend to in the first layer: rotary tables (of the decoder and of the head's
+    blocks) and mask, on the device. It can be kept while the same tokens look at the same past."""
+
+    rope: Rope
+    mask: Tensor | None
+    head_rope: Rope | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderOutput:
+    """One walk through the decoder. ``hidden`` [B, S', D] is after the final norm; ``kv``: past and new keys and
+    values, if kept; ``similarity`` [B, layers] of each layer's input and output, if probed."""
 
     hidden: Tensor
-    tokens: Tokens
-    kv: KV | Cache | None
-    similarity: tuple[float, ...] | None
+    layout: TokenLayout
+    kv: KV | None = None
+    similarity: Tensor | None = None
 
 
-class Sight:
-    """What the tokens of one pass see, layer by layer: their rotary tables and mask, and ``past``."""
+@dataclass
+class Skips:
+    """Which rows leave out which layers. ``all``: layers that every row leaves out; ``running``: the rows [R] that run
+    a layer which some leave out."""
 
-    def __init__(self, look: Callable[[Tokens, Tokens | None], View], past: KV | None, view: View | None) -> None:
-        self.look, self.past, self.view = look, past, view
-        self.of: tuple[Tokens, Tokens | None] | None = None
+    all: frozenset[int]
+    running: Mapping[int, Tensor] = field(default_factory=dict)
 
-    def at(self, i: int, tokens: Tokens) -> tuple[View, Past | None]:
-        """For layer ``i``. The view given, if any, is that of the first layer."""
-        held = None if self.past is None else self.past.tokens[i]
-        if self.view is None or (self.of is not None and (self.of[0] is not tokens or self.of[1] is not held)):
-            self.view = self.look(tokens, held)
-        self.of = (tokens, held)
-        return self.view, None if self.past is None else self.past.layers[i]
-
-    def grown(self, layers: Sequence[KeyValue], tokens: Sequence[Tokens]) -> KV:
-        """``past`` with what every layer added."""
-        return KV(layers, joined(self.past, tokens))
+    @classmethod
+    def of(cls, skips: Sequence[frozenset[int]], device: torch.device) -> Skips:
+        every = frozenset.intersection(*skips)
+        some = frozenset.union(*skips) - every
+        rows = {i: torch.tensor([n for n, s in enumerate(skips) if i not in s], device=device) for i in some}
+        return cls(every, rows)
 
 
 class Runner:
-    """Runs a model's rooms. ``banks``: FFN weight triples per layer, by the name a plan calls them."""
+    """Runs a model's layers. ``banks``: pruned FFN weights, by the name a plan calls them."""
 
     def __init__(
         self,
         model: UnifiedModel,
-        banks: Mapping[str, Sequence[FFNWeights]] | None = None,
-        rooms: Rooms | None = None,
+        banks: Mapping[str, Bank] | None = None,
+        calls: LayerCalls | None = None,
         observer: Observer | None = None,
     ) -> None:
         self.model = model
-        self.banks = banks or {}
-        self.rooms = rooms or Rooms()
-        self.bound = self.rooms.bind(list(model.layers), model.device)
+        self.calls = calls or LayerCalls()
         self.observer = observer
+        self._layers = list(model.layers)
+        self._ffns: dict[str, list[dict[str, FFNWeights] | None]] = {FULL: [None] * len(self._layers)}
+        for name, bank in (banks or {}).items():
+            by_layer: list[dict[str, FFNWeights] | None] = [{} for _ in self._layers]
+            for (layer, expert), weights in bank.items():
+                by_layer[layer][expert] = weights  # type: ignore[index]
+            self._ffns[name] = by_layer
 
-    def view(self, tokens: Tokens, past: Tokens | None = None, head: bool = False) -> View:
-        """Rotary tables and mask for ``tokens`` looking at ``past`` and themselves; ``head``: the flow head's too."""
-        device = self.model.device
-        mask = visible(tokens, tokens if past is None else past.cat(tokens))
-        pos = tokens.pos.to(device)
-        head_rope = self.model.head_rope(pos) if head else None
-        return View(self.model.rope(pos), None if mask is None else mask.to(device), head_rope)
+    def view(self, layout: TokenLayout, past: TokenLayout | None = None) -> View:
+        """For tokens that look at ``past`` and at themselves."""
+        model = self.model
+        mask = visible(layout, layout if past is None else past.cat(layout))
+        position = layout.position.to(model.device)
+        head_rope = model.head.rope(position) if model.head is not None and model.head.blocks else None
+        return View(model.rope(position), None if mask is None else mask.to(model.device), head_rope)
 
-    def backbone(
+    def walk(
         self,
         x: Tensor,
-        tokens: Tokens,
+        layout: TokenLayout,
         plan: LayerPlan,
         *,
-        past: KV | Cache | None = None,
+        past: KV | None = None,
         view: View | None = None,
         probe: Probe = "off",
         keep: bool = False,
-    ) -> Pass:
-        """Embedded tokens x [B, S, h] through the layers of ``plan``.
+        skips: Skips | None = None,
+        read: Literal["all", "last"] = "all",
+    ) -> DecoderOutput:
+        """Embedded tokens x [B, S, D] through the layers.
 
-        ``past``: keys and values of earlier tokens. ``keep``: return the grown cache; a skipped layer then still
-        adds its keys and values. ``probe``: measure each layer's input-output similarity (all layers must run).
+        ``past``: keys and values of earlier tokens. ``keep``: return them with the new ones; a skipped layer then still
+        adds its own. ``probe``: measure each layer's input-output similarity (all layers must run). ``skips``: where
+        rows skip different layers. ``read``: every token's hidden state, or the last valid one's of each row.
         """
-        model = self.model
-        if isinstance(past, Cache) and keep and self.observer is None and probe == "off" and not plan.routes:
-            return Pass(model.norm(self._token(x, plan, past)), tokens, past.grown(), None)
-        bank = None if plan.ffn == FULL else self.banks[plan.ffn]
-        sight = past if isinstance(past, Cache) else Sight(self.view, past, view)
-        # A token that is watched goes layer by layer, which is less work than calling a compiled room.
-        rooms = self.bound.layers if isinstance(past, Cache) else self.bound.rooms
-        caches: list[KeyValue] = []
-        seen_by: list[Tokens] = []
+        model, ffns = self.model, self._ffns[plan.ffn]
+        skips = skips or Skips(plan.skip)
+        kept: list[KeyValue] = []
+        kept_of: list[TokenLayout] = []
         similarity: list[Tensor] = []
         tapped: dict[str, Tensor] | None = {} if any(r.score in NEED_QUERY for r in plan.routes) else None
-        for i, layer in enumerate(model.layers):
+        seen: tuple[TokenLayout, TokenLayout | None] | None = None
+        for i, layer in enumerate(self._layers):
             for route in plan.routes:
-                if route.layer == i and (index := dropped(inner(tokens, caches[-1], x, tapped), route)) is not None:
-                    tokens = tokens.gather(index.cpu())
+                if route.layer != i:
+                    continue
+                index = dropped(_inner(layout, kept[-1], x, tapped), route)
+                if index is not None:
+                    layout = layout.gather(index.cpu())
                     x = x.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
-            seen, earlier = sight.at(i, tokens)
-            if i in plan.skip:
+            held = None if past is None else past.layouts[i]
+            if view is None or (seen is not None and (seen[0] is not layout or seen[1] is not held)):
+                view = self.view(layout, held)
+            seen = (layout, held)
+            context = AttentionContext(view.rope, view.mask, None if past is None else past.layers[i], layout.spans)
+            if i in skips.all:
                 if keep:
-                    caches.append(layer.keys_values(x, seen.rope, earlier))
-                    seen_by.append(tokens)
+                    kept.append(layer.keys_values(x, context))
+                    kept_of.append(layout)
                 continue
-            weights = None if bank is None else bank[i]
             if self.observer is None and tapped is None:
-                y, kv = rooms[i](x, seen.rope, seen.mask, earlier, weights)
+                y, kv = self._run(i, x, context, ffns[i], skips.running.get(i), keep)
             else:
-                tap = self._tap(i, x, tokens, tapped)
-                y, kv = model.layer(i, x, seen.rope, seen.mask, earlier, weights, tap)
+                tap = self._tap(i, x, layout, tapped)
+                y, kv = layer(x, context, ffns[i], tap)
                 tap("output", y)
             if probe != "off":
-                final = probe == "normed" and i == model.num_layers - 1
-                similarity.append(cosine(x, model.norm(y) if final else y, tokens, probe))
+                final = probe == "normed" and i == len(self._layers) - 1
+                similarity.append(cosine(x, model.norm(y, layout.spans) if final else y, layout, probe))
             if keep or plan.routes:
-                caches.append(kv)
-                seen_by.append(tokens)
+                kept.append(kv)
+                kept_of.append(layout)
             x = y
-        grown = sight.grown(caches, seen_by) if keep else None
-        scores = tuple(torch.stack(similarity).tolist()) if similarity else None
-        return Pass(model.norm(x), tokens, grown, scores)
+        if read == "last":
+            x = x.gather(1, layout.last.to(x.device)[:, None, None].expand(-1, 1, x.shape[-1]))
+        hidden = model.norm(x, layout.spans if read == "all" else _last_span(layout))
+        grown = KV(kept, _joined(past, kept_of)) if keep else None
+        return DecoderOutput(hidden, layout, grown, torch.stack(similarity, dim=1) if similarity else None)
 
-    def _token(self, x: Tensor, plan: LayerPlan, cache: Cache) -> Tensor:
-        """One token per row, x [B, 1, h], through the layers of ``plan``; nobody looks at what is inside."""
-        if plan not in cache.walks:
-            cache.walks[plan] = list(self._walk(plan, cache))
-        for stretch in cache.walks[plan]:
-            x = stretch(x)
-        return x
+    def _run(
+        self,
+        i: int,
+        x: Tensor,
+        context: AttentionContext,
+        ffn: dict[str, FFNWeights] | None,
+        rows: Tensor | None,
+        keep: bool,
+    ) -> tuple[Tensor, KeyValue]:
+        """Layer i on all rows, or on those at ``rows`` alone; the others pass, and only add keys and values."""
+        # What is kept is computed once: not worth compiling.
+        call = run_layer if keep else self.calls.layer
+        if rows is None:
+            return call(self._layers[i], x, context, ffn)
+        y, kv = call(self._layers[i], x[rows], _rows(context, rows), ffn)
+        if keep:
+            kv = self._layers[i].keys_values(x, context)
+        return x.index_copy(0, rows, y), kv
 
-    def _walk(self, plan: LayerPlan, cache: Cache) -> Iterator[Stretch]:
-        """The layers of ``plan`` in stretches, of `LENGTH` where so many in a row run and see the same, else of one:
-        any set of skipped layers is made of the same two kinds."""
-        layers, _, kinds = self.bound
-        bank = None if plan.ffn == FULL else self.banks[plan.ffn]
-        views, slots = cache.views, cache.slots
+    def tokens(
+        self,
+        x: Tensor,
+        block: KVBlock,
+        plan: LayerPlan,
+        skips: Skips,
+        probe: Probe = "off",
+        spans: tuple[Span, ...] = (),
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next tokens of every row of a block, x [B, S, D]: (normed hidden, similarity). Their keys and values go
+        into the block, which is not advanced. A row that skips a layer still adds its keys and values there."""
+        contexts = block.contexts(x.shape[1], spans)
+        ffns = self._ffns[plan.ffn]
+        similarity: list[Tensor] = []
+        every = range(len(self._layers))
         start = 0
-        while start < len(layers):
-            view, stop = views[start], start + 1
-            if start in plan.skip:
-                yield partial(_keep, layers[start], view.rope, slots[start])
+        while start < len(every):
+            if start in skips.all:
+                self._layers[start].keys_values(x, contexts[start])
+                start += 1
+                continue
+            stop = start + 1
+            ahead = every[start : start + SEGMENT]
+            plain = probe == "off" and self.observer is None
+            if plain and len(ahead) == SEGMENT and not any(i in skips.all or i in skips.running for i in ahead):
+                stop = ahead.stop
+            part = slice(start, stop)
+            if plain:
+                y = self.calls.segment(self._layers[part], x, contexts[part], ffns[part])
             else:
-                ahead = range(start, start + LENGTH)
-                if ahead.stop <= len(layers) and all(i not in plan.skip and views[i] is view for i in ahead):
-                    stop = ahead.stop
-                part = slice(start, stop)
-                ffns = [None] * (stop - start) if bank is None else bank[part]
-                assert view.mask is not None
-                yield self.rooms.stretches.bind(layers[part], kinds[part], view.rope, view.mask, slots[part], ffns)
-            start = stop
+                layout = _nowhere(x, spans)
+                tap = self._tap(start, x, layout, None)
+                y, _ = self._layers[start](x, contexts[start], ffns[start], tap)
+                tap("output", y)
+                if probe != "off":
+                    final = probe == "normed" and start == len(every) - 1
+                    similarity.append(cosine(x, self.model.norm(y, spans) if final else y, layout, probe))
+            if start in skips.running:
+                runs = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, skips.running[start], True)
+                y = torch.where(runs[:, None, None], y, x)
+            x, start = y, stop
+        return self.model.norm(x, spans), torch.stack(similarity, dim=1) if similarity else None
 
     def head(
-        self, hidden: Tensor, e_t: Tensor | None, view: View, past: list[KeyValue] | None, image: Tensor | None
+        self,
+        hidden: Tensor,
+        condition: Sequence[Tensor | None],
+        view: View,
+        past: Sequence[KeyValue] | None,
+        *,
+        keep: bool = False,
     ) -> tuple[Tensor, list[KeyValue]]:
-        """The flow head's blocks over normed hidden [B, S, h]; see the model's ``head_body``."""
-        assert view.head_rope is not None
-        return self.rooms.head(self.model, hidden, e_t, view.head_rope, view.mask, past, image)
+        """The head's blocks over normed hidden states [B, S, D]: features [B, S, d], and each block's keys and values,
+        if they are to be kept."""
+        head = self.model.head
+        assert head is not None
+        x = head.enter(hidden)
+        kept = []
+        for n, block in enumerate(head.blocks):
+            assert view.head_rope is not None
+            context = AttentionContext(view.head_rope, view.mask, None if past is None else past[n])
+            x, kv = (run_layer if keep else self.calls.head_block)(block, x, context, *condition)
+            if keep:
+                kept.append(kv)
+        return x, kept
 
-    def _tap(self, i: int, x: Tensor, tokens: Tokens, tapped: dict[str, Tensor] | None) -> Tap:
+    def _tap(self, i: int, x: Tensor, layout: TokenLayout, tapped: dict[str, Tensor] | None) -> Tap:
         """Shows a layer's inner values to the observer and keeps the latest of each in ``tapped``."""
         observe = self.observer
+        only = self.model.spec.experts[0]
 
-        def tap(name: str, value: Tensor) -> None:
+        def tap(name: str, value: Tensor, span: Span | None = None) -> None:
             if observe is not None:
-                observe(i, name, value, tokens)
+                expert, own = only, layout
+                if span is not None:
+                    expert, own = span[0], layout.part(span[1], span[2])
+                observe(i, expert, name, value, own)
             if tapped is not None:
                 tapped[name] = value
 
@@ -199,34 +259,54 @@ class Runner:
         return tap
 
 
-def _keep(layer: Any, rope: Rope, slot: Slot, x: Tensor) -> Tensor:
-    """A skipped layer: its keys and values join the cache, the token goes on as it is."""
-    layer.keys_values(x, rope, slot)
-    return x
+def _rows(context: AttentionContext, rows: Tensor) -> AttentionContext:
+    """The context of some rows."""
+
+    def pick(x: Tensor) -> Tensor:
+        return x if len(x) == 1 else x[rows]
+
+    rope = pick(context.rope[0]), pick(context.rope[1])
+    past: Past | None = context.past
+    if past is not None:
+        past = Slot(*(x[rows] for x in past)) if isinstance(past, Slot) else (past[0][rows], past[1][rows])
+    return AttentionContext(rope, None if context.mask is None else pick(context.mask), past, context.spans)
 
 
-def inner(tokens: Tokens, kv: KeyValue, output: Tensor, tapped: dict[str, Tensor] | None) -> Inner:
-    """What the layer just run computed of ``tokens``, the newest of its keys and values."""
-    key, value = (part[:, :, -tokens.shape[1] :] for part in kv)
-    return Inner(tokens, key, value, output, None if tapped is None else tapped["query"])
+def _last_span(layout: TokenLayout) -> tuple[Span, ...]:
+    """The expert of the last token, as that of a single one."""
+    return ((layout.spans[-1][0], 0, 1),) if layout.spans else ()
 
 
-def joined(past: KV | None, added: Sequence[Tokens]) -> Sequence[Tokens]:
-    """The tokens each layer's cache holds after ``added``; layers that held the same tokens share one value."""
+def _nowhere(x: Tensor, spans: tuple[Span, ...]) -> TokenLayout:
+    """Valid text tokens [B, S] for observers of a decode, which ask nothing of their places."""
+    at = torch.zeros(x.shape[:2], dtype=torch.long)
+    return TokenLayout(
+        at, at, at, torch.ones(at.shape, dtype=torch.bool), torch.zeros(at.shape, dtype=torch.bool), spans
+    )
+
+
+def _inner(layout: TokenLayout, kv: KeyValue, output: Tensor, tapped: dict[str, Tensor] | None) -> Inner:
+    """What the layer just run computed of the tokens, the newest of its keys and values."""
+    key, value = (part[:, :, -layout.shape[1] :] for part in kv)
+    return Inner(layout, key, value, output, None if tapped is None else tapped["query"])
+
+
+def _joined(past: KV | None, added: Sequence[TokenLayout]) -> Sequence[TokenLayout]:
+    """The tokens each layer holds after ``added``; layers that held the same tokens share one value."""
     if past is None:
         return added
-    pairs = list(zip(past.tokens, added, strict=True))
+    pairs = list(zip(past.layouts, added, strict=True))
     unique = {(id(a), id(b)): (a, b) for a, b in pairs}
     grown = {key: a.cat(b) for key, (a, b) in unique.items()}
     return [grown[id(a), id(b)] for a, b in pairs]
 
 
-def cosine(x: Tensor, y: Tensor, tokens: Tokens, probe: Probe) -> Tensor:
-    """Mean cosine similarity of a layer's input and output, over all tokens or the last of each row."""
+def cosine(x: Tensor, y: Tensor, layout: TokenLayout, probe: Probe) -> Tensor:
+    """Mean cosine similarity [B] of a layer's input and output, over all valid tokens of a row or its last."""
     similarity = F.cosine_similarity(x.float(), y.float(), dim=-1)
     if probe == "last":
-        return similarity.gather(1, tokens.last[:, None].to(x.device)).mean()
-    if not bool(tokens.valid.all()):
-        valid = tokens.valid.to(x.device)
-        return similarity[valid].mean()
-    return similarity.mean()
+        return similarity.gather(1, layout.last[:, None].to(x.device))[:, 0]
+    if bool(layout.valid.all()):
+        return similarity.mean(1)
+    valid = layout.valid.to(x.device)
+    return (similarity * valid).sum(1) / valid.sum(1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashu.plan import Route, Score
-from flashu.runtime.tokens import Tokens, visible
+from flashu.runtime.layout import TokenLayout, visible
 
 NEED_QUERY: frozenset[Score] = frozenset({"attention"})
 PIVOTS_PER_TOKEN = 1 / 8
@@ -25,7 +25,7 @@ class Inner:
     """What one layer computed of S tokens: key and value [B, kv_heads, S, d], query [B, heads, S, d] where asked for,
     and its output [B, S, h]."""
 
-    tokens: Tokens
+    layout: TokenLayout
     key: Tensor
     value: Tensor
     output: Tensor
@@ -44,26 +44,29 @@ def key_norm(inner: Inner, seed: int) -> Tensor:
 def attention(inner: Inner, seed: int) -> Tensor:
     """Attention received from the text after the image, mean over heads and those tokens (FastV)."""
     assert inner.query is not None
-    tokens = inner.tokens
-    p = probabilities(inner.query, inner.key, tokens).mean(1)
-    last = tokens.pos.masked_fill(~tokens.visual, -1).amax(1, keepdim=True)
-    after = (tokens.valid & (tokens.pos > last)).to(p.device, p.dtype)
+    layout = inner.layout
+    p = probabilities(inner.query, inner.key, layout).mean(1)
+    after = text_after_images(layout).to(p.device, p.dtype)
     return (p * after[..., None]).sum(1) / after.sum(1, keepdim=True)
 
 
 def random(inner: Inner, seed: int) -> Tensor:
-    return torch.rand(inner.tokens.shape, generator=torch.Generator().manual_seed(seed)).to(inner.value.device)
+    """The same numbers in every row, so that a row's do not depend on its batch."""
+    numbers = torch.rand(inner.layout.shape[1], generator=torch.Generator().manual_seed(seed))
+    return numbers.to(inner.value.device).expand(inner.layout.shape)
 
 
 def duplication(inner: Inner, seed: int) -> Tensor:
-    """Largest cosine similarity to a pivot (DART): tokens that repeat one can go. The pivots, the eighth of the visual
-    tokens with the largest key norms, are worth most."""
-    visual = inner.tokens.visual.to(inner.output.device)
-    count = max(1, int(int(inner.tokens.visual.sum(1).max()) * PIVOTS_PER_TOKEN))
-    pivots = key_norm(inner, seed).masked_fill(~visual, -torch.inf).topk(count, dim=1).indices
+    """Largest cosine similarity to a pivot (DART): tokens that repeat one can go. The pivots, the eighth of a row's
+    visual tokens with the largest key norms, are worth most."""
+    visual = inner.layout.visual.to(inner.output.device)
+    counts = (visual.sum(1, keepdim=True) * PIVOTS_PER_TOKEN).long().clamp(min=1)
+    norms = key_norm(inner, seed).masked_fill(~visual, -torch.inf)
+    rank = norms.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    pivot = rank < counts
     x = F.normalize(inner.output.float(), dim=-1)
-    chosen = x.gather(1, pivots[..., None].expand(-1, -1, x.shape[-1]))
-    return (x @ chosen.transpose(1, 2)).amax(-1).scatter(1, pivots, -torch.inf)
+    similarity = (x @ x.transpose(1, 2)).masked_fill(~pivot[:, None], -torch.inf).amax(-1)
+    return similarity.masked_fill(pivot, -torch.inf)
 
 
 SCORES: dict[Score, Callable[[Inner, int], Tensor]] = {
@@ -76,11 +79,17 @@ SCORES: dict[Score, Callable[[Inner, int], Tensor]] = {
 assert set(SCORES) == set(get_args(Score))
 
 
-def probabilities(query: Tensor, key: Tensor, tokens: Tokens) -> Tensor:
+def text_after_images(layout: TokenLayout) -> Tensor:
+    """bool [B, S]: valid tokens behind the last image token of their row."""
+    last = layout.order.masked_fill(~layout.visual, -1).amax(1, keepdim=True)
+    return layout.valid & (layout.order > last)
+
+
+def probabilities(query: Tensor, key: Tensor, layout: TokenLayout) -> Tensor:
     """Attention probabilities [B, heads, S, S] of a prefill (no earlier tokens), fp32."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
-    mask = visible(tokens, tokens)
+    mask = visible(layout, layout)
     if mask is not None:
         scores = scores.masked_fill(~mask.to(scores.device), -torch.inf)
     return scores.softmax(-1)
@@ -89,15 +98,15 @@ def probabilities(query: Tensor, key: Tensor, tokens: Tokens) -> Tensor:
 def dropped(inner: Inner, route: Route) -> Tensor | None:
     """Indices [B, K] of the tokens that stay, in order; None when nothing is dropped. A row loses its share of its own
     visual tokens, all images and frames together; -1 fills up the rows that lose more than others."""
-    tokens = inner.tokens
-    drops = [int(count * route.ratio) for count in tokens.visual.sum(1).tolist()]
+    layout = inner.layout
+    drops = [int(count * route.ratio) for count in layout.visual.sum(1).tolist()]
     if not any(drops):
         return None
     score = SCORES[route.score](inner, route.seed)
     score = score if route.side == "largest" else -score
-    score = score.masked_fill(~tokens.visual.to(score.device), -torch.inf)
+    score = score.masked_fill(~layout.visual.to(score.device), -torch.inf)
     rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     gone = rank < torch.tensor(drops, device=rank.device)[:, None]
     order = gone.long().argsort(dim=1, stable=True)
     index = order.masked_fill(gone.gather(1, order), -1)
-    return index[:, : tokens.shape[1] - min(drops)]
+    return index[:, : layout.shape[1] - min(drops)]

@@ -34,7 +34,7 @@ CATEGORIES = tuple(TEMPLATES)
 
 
 def longest(world: World) -> int:
-    """Tokens of the longest caption: three groups with a relation, or all objects with their squares."""
+    """Tokens of the longest caption: three groups with a relation, or all objects with their cells."""
     return max(20, 5 * world.most - 1)
 
 
@@ -104,13 +104,13 @@ def caption(category: str, scene: Scene, rng: np.random.Generator) -> str:
 
 
 def layout(scene: Scene, rng: np.random.Generator) -> str:
-    """Training only: every object with its square, in any order ("red circle 1a , blue square 3c")."""
+    """Training only: every object with its cell, in any order ("red circle 1a , blue square 3c")."""
     parts = [f"{o.colour} {o.shape} {o.cell}" for o in scene.objects]
     return " , ".join(parts[i] for i in rng.permutation(len(parts)))
 
 
 def placed_relation(scene: Scene, rng: np.random.Generator) -> str:
-    """Training only: a relation with one or both squares spelled out, tying the relation words to the coordinates."""
+    """Training only: a relation with one or both cells spelled out, tying the relation words to the coordinates."""
     options = relations(scene)
     a, r, b = options[int(rng.integers(len(options)))]
     first, second = ((True, True), (True, False), (False, True), (False, True))[int(rng.integers(4))]

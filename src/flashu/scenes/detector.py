@@ -1,6 +1,6 @@
 """The exact detector: reads an image back into objects, each by the nearest template.
 
-Where every object has a square of its own, it looks into each; else around every connected blot.
+Where every object has a cell of its own, it compares each cell; else the surroundings of each connected component.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .world import BACKGROUND, COLUMNS, ROWS, SCENES, SQUARE, Object, Point, Scene, World, coverage, named
+from .world import BACKGROUND, CELL, COLUMNS, ROWS, SCENES, Object, Point, Scene, World, coverage, named
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,8 @@ UNKNOWN = "unknown"
 OFFSETS = np.linspace(-1.5, 1.5, 7)  # template displacements tried, pixels
 EMPTY_ENERGY = 0.04  # of an average object's: below it a place is empty
 WORST_FIT = 0.35  # residual energy over template energy: above it the thing is no known object
-BLOT = 0.3  # colour distance from the ground (0 to 1.7) at which a pixel belongs to a blot
-NEAR = SQUARE / 4  # pixels between where a thing was seen and where it is
+FOREGROUND = 0.3  # colour distance from the background (0 to 1.7) at which a pixel belongs to a component
+NEAR = CELL / 4  # pixels between where a thing was seen and where it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def _templates(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     shapes, colours = len(world.shapes), len(world.colours)
     grid = [(s, x, y) for s in range(shapes) for x in range(len(OFFSETS)) for y in range(len(OFFSETS))]
     s, x, y = np.array(grid).T
-    alpha = coverage(world, s, OFFSETS[x], OFFSETS[y]).reshape(len(grid), 1, SQUARE**2, 1)
+    alpha = coverage(world, s, OFFSETS[x], OFFSETS[y]).reshape(len(grid), 1, CELL**2, 1)
     difference = alpha * (world.palette - BACKGROUND)[None, :, None]
     flat = difference.reshape(len(grid) * colours, -1).astype(np.float32)
     labels = [(si, c, OFFSETS[xi], OFFSETS[yi]) for si, xi, yi in grid for c in range(colours)]
@@ -80,16 +80,16 @@ def detect(pictures: Sequence[Picture] | np.ndarray | torch.Tensor, world: World
     """What each image shows, in reading order. A [n,S,S,3] uint8 array counts as n images."""
     difference = to_array(pictures, world) - BACKGROUND
     found: list[list[Detected]] = [[] for _ in difference]
-    index, corners, rooms = (_squares if world.pitch == SQUARE else _blots)(difference, world)
-    energy = (rooms**2).sum(1)
+    index, corners, patches = (_cells if world.pitch == CELL else _components)(difference, world)
+    energy = (patches**2).sum(1)
     templates, template_energy, labels = _templates(world)
     occupied = np.flatnonzero(energy > EMPTY_ENERGY * template_energy.mean())
     if not len(occupied):
         return found
-    residual = energy[occupied, None] + template_energy - 2 * rooms[occupied] @ templates.T
+    residual = energy[occupied, None] + template_energy - 2 * patches[occupied] @ templates.T
     best = residual.argmin(1)
     fits = residual[np.arange(len(best)), best] / template_energy[best] < WORST_FIT
-    half = SQUARE / 2
+    half = CELL / 2
     for image, (left, top), k, known in zip(index[occupied], corners[occupied], best, fits, strict=True):
         shape, colour, dx, dy = labels[k]
         centre = (int(left) + half + float(dx), int(top) + half + float(dy))
@@ -98,38 +98,38 @@ def detect(pictures: Sequence[Picture] | np.ndarray | torch.Tensor, world: World
     return [sorted(things, key=lambda o: (o.row, o.column)) for things in found]
 
 
-Rooms = tuple[np.ndarray, np.ndarray, np.ndarray]  # of each: image [m], top left corner [m, 2], pixels [m, 16*16*3]
+Patches = tuple[np.ndarray, np.ndarray, np.ndarray]  # of each: image [m], top left corner [m, 2], pixels [m, 16*16*3]
 
 
-def _squares(difference: np.ndarray, world: World) -> Rooms:
-    """Every square of every image."""
+def _cells(difference: np.ndarray, world: World) -> Patches:
+    """Every cell of every image."""
     n, side = len(difference), world.side
-    rooms = difference.reshape(n, side, SQUARE, side, SQUARE, 3).transpose(0, 1, 3, 2, 4, 5)
+    patches = difference.reshape(n, side, CELL, side, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
     rows, columns = np.divmod(np.tile(np.arange(side * side), n), side)
-    corners = np.stack((columns, rows), 1) * SQUARE
-    return np.repeat(np.arange(n), side * side), corners, rooms.reshape(n * side * side, -1)
+    corners = np.stack((columns, rows), 1) * CELL
+    return np.repeat(np.arange(n), side * side), corners, patches.reshape(n * side * side, -1)
 
 
-def _blots(difference: np.ndarray, world: World) -> Rooms:
-    """The surroundings of every blot, which show nothing of the other blots."""
-    index, corners, rooms = [], [], []
+def _components(difference: np.ndarray, world: World) -> Patches:
+    """The surroundings of every connected component, without what other components show there."""
+    index, corners, patches = [], [], []
     for i, image in enumerate(difference):
-        labels = _label(np.sqrt((image**2).sum(-1)) > BLOT)
-        for blot in range(1, labels.max() + 1):
-            ys, xs = np.nonzero(labels == blot)
+        labels = _label_components(np.sqrt((image**2).sum(-1)) > FOREGROUND)
+        for component in range(1, labels.max() + 1):
+            ys, xs = np.nonzero(labels == component)
             middle = np.array([xs.min() + xs.max() + 1, ys.min() + ys.max() + 1]) / 2
-            left, top = np.clip(np.rint(middle - SQUARE / 2).astype(int), 0, world.size - SQUARE)
-            span = np.s_[top : top + SQUARE, left : left + SQUARE]
-            others = (labels[span] != blot) & (labels[span] != 0)
-            rooms.append(np.where(others[..., None], 0, image[span]).ravel())
+            left, top = np.clip(np.rint(middle - CELL / 2).astype(int), 0, world.size - CELL)
+            span = np.s_[top : top + CELL, left : left + CELL]
+            others = (labels[span] != component) & (labels[span] != 0)
+            patches.append(np.where(others[..., None], 0, image[span]).ravel())
             index.append(i)
             corners.append((left, top))
-    shape = (len(rooms), SQUARE * SQUARE * 3)
-    return np.array(index, int), np.array(corners, int).reshape(-1, 2), np.array(rooms, np.float32).reshape(shape)
+    shape = (len(patches), CELL * CELL * 3)
+    return np.array(index, int), np.array(corners, int).reshape(-1, 2), np.array(patches, np.float32).reshape(shape)
 
 
-def _label(mask: np.ndarray) -> np.ndarray:
-    """Connected (also by corners) pixels of mask [H, W] -> their blot's number, from 1; 0 outside."""
+def _label_components(mask: np.ndarray) -> np.ndarray:
+    """Connected (also by corners) pixels of mask [H, W] -> their component's number, from 1; 0 outside."""
     labels = np.zeros(mask.shape, int)
     left = {(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)}
     number = 0

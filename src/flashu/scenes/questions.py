@@ -1,4 +1,4 @@
-"""Questions about a scene in six kinds. Answers are grounded: first the squares looked at, then "so", the verdict.
+"""Questions about a scene in six kinds. Answers are grounded: first the cells of the objects, then "so", the verdict.
 
 "how many circles are there?" -> "1a 2b so two". Every step of the decoding is then one look-up in the image,
 which a tiny model can learn; scoring reads the word after "so".
@@ -179,5 +179,5 @@ def ask(kind: str, scene: Scene, want: str, rng: np.random.Generator) -> Questio
 
 
 def describe(scene: Scene) -> Ask:
-    """Training only: every object with its square, in reading order."""
+    """Training only: every object with its cell, in reading order."""
     return "describe the picture.", " ".join(f"{o.cell} {o.colour} {o.shape}" for o in scene.objects)

@@ -1,6 +1,6 @@
 """The word-level tokenizer: a closed vocabulary behind a normaliser that knows plurals and common synonyms.
 
-Squares are two tokens, row then column ("2c" -> "2", "##c"): relations compare rows or columns, and the column
+Cells are two tokens, row then column ("2c" -> "2", "##c"): relations compare rows or columns, and the column
 letters cannot be taken for the article "a".
 """
 

@@ -1,7 +1,7 @@
-"""Worlds of coloured shapes on a plain ground: what can be in a picture, how it is placed, how it is drawn.
+"""Worlds of coloured shapes on a plain background: what can be in a picture, how it is placed, how it is drawn.
 
-A picture is a grid of squares of 16 pixels, an image token each. A square's name, like a seat's, is its row's digit and
-its column's letter ("2c"). Objects are as large as a square and may lie across several; see `named`.
+A picture is a grid of cells of 16 pixels, an image token each. A cell's name is its row's digit and its column's letter
+("2c"). Objects are as large as a cell and may lie across several; see `named`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 Kind = tuple[str, str]  # (colour, shape)
 Point = tuple[float, float]  # (x, y) in pixels
 
-SQUARE = 16  # pixels
+CELL = 16  # pixels
 ROWS = "12345678"  # top to bottom
 COLUMNS = "abcdefgh"  # left to right
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 RELATIONS = ("left of", "right of", "above", "below")
-MARGIN = SQUARE / 2  # pixels by which a relation must hold
+MARGIN = CELL / 2  # pixels by which a relation must hold
 
 BACKGROUND = np.array([232, 232, 228], np.float32) / 255
 PALETTE = {
@@ -56,9 +56,9 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class World:
-    """What can be in a picture. ``side`` squares each way; up to ``most`` objects of ``radius`` pixels.
+    """What can be in a picture. ``side`` cells each way; up to ``most`` objects of ``radius`` pixels.
 
-    Centres lie on a grid of ``pitch`` pixels that begins in the middle of the first square, off by up to ``jitter``
+    Centres lie on a grid of ``pitch`` pixels that begins in the middle of the first cell, off by up to ``jitter``
     pixels, and ``apart`` or more from each other along one axis. ``doubt``: pixels around the margin within which a
     relation is neither stated nor denied.
     """
@@ -70,14 +70,14 @@ class World:
     most: int
     radius: float
     jitter: float
-    pitch: int = SQUARE
-    apart: int = SQUARE
+    pitch: int = CELL
+    apart: int = CELL
     doubt: float = 0.0
 
     @property
     def size(self) -> int:
         """Pixels each way."""
-        return self.side * SQUARE
+        return self.side * CELL
 
     @property
     def tokens(self) -> int:
@@ -106,7 +106,7 @@ class World:
     @property
     def places(self) -> int:
         """Places each way."""
-        return (self.size - SQUARE) // self.pitch + 1
+        return (self.size - CELL) // self.pitch + 1
 
 
 SCENES = World(
@@ -126,8 +126,8 @@ HARD = World(
     most=5,
     radius=7.0,
     jitter=0.5,
-    pitch=SQUARE // 2,
-    apart=SQUARE * 3 // 2,
+    pitch=CELL // 2,
+    apart=CELL * 3 // 2,
     doubt=4.0,
 )
 WORLDS = {world.name: world for world in (SCENES, HARD)}
@@ -140,7 +140,7 @@ def world_of(height: int, width: int) -> World | None:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Object:
-    """One shape. Ordered by square, in reading order; `dx`, `dy` are pixels from the square's middle."""
+    """One shape. Ordered by cell, in reading order; `dx`, `dy` are pixels from the cell's middle."""
 
     row: int
     column: int
@@ -155,13 +155,13 @@ class Object:
 
     @property
     def cell(self) -> str:
-        """Name of the square ("2c")."""
+        """Name of the cell ("2c")."""
         return ROWS[self.row] + COLUMNS[self.column]
 
     @property
     def centre(self) -> Point:
-        half = SQUARE / 2
-        return (self.column * SQUARE + half + self.dx, self.row * SQUARE + half + self.dy)
+        half = CELL / 2
+        return (self.column * CELL + half + self.dx, self.row * CELL + half + self.dy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +183,8 @@ def holds(relation: str, a: Point, b: Point, margin: float) -> bool:
 
 
 def named(centre: Point) -> tuple[int, int]:
-    """(row, column) of the square that the upper left quarter of an object there lies in."""
-    column, row = (int((c - SQUARE / 4) // SQUARE) for c in centre)
+    """(row, column) of the cell that the upper left quarter of an object there lies in."""
+    column, row = (int((c - CELL / 4) // CELL) for c in centre)
     return row, column
 
 
@@ -203,15 +203,15 @@ def place(kinds: Sequence[Kind], rng: np.random.Generator, aligned: bool = False
     jitter = rng.uniform(-world.jitter, world.jitter, (n, 2))
     objects = []
     for (colour, shape), (y, x), (dx, dy) in zip(kinds, taken, jitter, strict=True):
-        row, column = named((x * world.pitch + SQUARE / 2, y * world.pitch + SQUARE / 2))
-        off_x, off_y = x * world.pitch - column * SQUARE, y * world.pitch - row * SQUARE
+        row, column = named((x * world.pitch + CELL / 2, y * world.pitch + CELL / 2))
+        off_x, off_y = x * world.pitch - column * CELL, y * world.pitch - row * CELL
         objects.append(Object(row, column, shape, colour, off_x + float(dx), off_y + float(dy)))
     return Scene(tuple(sorted(objects)), world)
 
 
 def coverage(world: World, shape: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Antialiased masks of shapes [n] (indices into the world's) displaced by dx, dy [n] px -> [n, SQUARE, SQUARE]."""
-    axis = np.arange(SQUARE, dtype=np.float32) - (SQUARE - 1) / 2
+    """Antialiased masks of shapes [n] (indices into the world's) displaced by dx, dy [n] px -> [n, CELL, CELL]."""
+    axis = np.arange(CELL, dtype=np.float32) - (CELL - 1) / 2
     x = axis[None, None, :] - dx[:, None, None].astype(np.float32)
     y = axis[None, :, None] - dy[:, None, None].astype(np.float32)
     distance = np.stack(np.broadcast_arrays(*(OUTLINES[name](x, y, world.radius) for name in world.shapes)))
@@ -229,9 +229,9 @@ def render(scenes: Iterable[Scene]) -> np.ndarray:
         shapes = np.array([world.shapes.index(o.shape) for _, o in items])
         colours = world.palette[[world.colours.index(o.colour) for _, o in items]]
         centres = np.array([o.centre for _, o in items])
-        corners = np.rint((centres - SQUARE / 2) / world.pitch).astype(int) * world.pitch
-        off = centres - corners - SQUARE / 2
+        corners = np.rint((centres - CELL / 2) / world.pitch).astype(int) * world.pitch
+        off = centres - corners - CELL / 2
         alpha = coverage(world, shapes, off[:, 0], off[:, 1])[..., None]
-        x, y = (corners[:, axis, None] + np.arange(SQUARE) for axis in (0, 1))
+        x, y = (corners[:, axis, None] + np.arange(CELL) for axis in (0, 1))
         image[index, y[:, :, None], x[:, None, :]] = BACKGROUND + alpha * (colours[:, None, None] - BACKGROUND)
     return np.rint(image * 255).astype(np.uint8)

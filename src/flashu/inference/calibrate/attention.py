@@ -1,12 +1,12 @@
-"""Attention received by visual tokens against their value norms (paper Figure 5)."""
+"""Attention received by visual tokens against their value norms (FlashU Figure 5)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from flashu.runtime.scores import probabilities
-from flashu.runtime.tokens import Tokens
+from flashu.runtime.layout import TokenLayout
+from flashu.runtime.scores import probabilities, text_after_images
 
 
 class NormAgainstAttention:
@@ -19,20 +19,20 @@ class NormAgainstAttention:
         self._query: Tensor | None = None
         self._key: Tensor | None = None
 
-    def __call__(self, layer: int, name: str, value: Tensor, tokens: Tokens) -> None:
+    def __call__(self, layer: int, expert: str, name: str, value: Tensor, layout: TokenLayout) -> None:
         if name == "query":
             self._query = value
         elif name == "key":
             self._key = value
-        elif name == "value" and bool(tokens.visual.any()):
+        elif name == "value" and bool(layout.visual.any()):
             assert self._query is not None
             assert self._key is not None
-            received = probabilities(self._query, self._key, tokens).mean(1).cpu()
+            received = probabilities(self._query, self._key, layout).mean(1).cpu()
             norms = value.float().square().sum(dim=(1, 3)).sqrt().cpu()
+            after = text_after_images(layout)
             for row in range(len(received)):
-                seen = tokens.visual[row]
-                after = tokens.valid[row] & (tokens.pos[row] > tokens.pos[row][seen].max())
-                self.sums[layer] += spearman(received[row][after][:, seen].mean(0), norms[row][seen])
+                visual = layout.visual[row]
+                self.sums[layer] += spearman(received[row][after[row]][:, visual].mean(0), norms[row][visual])
                 self.counts[layer] += 1
 
     def correlation(self) -> Tensor:

@@ -25,9 +25,9 @@ CALIBRATION = "calibration.safetensors"
 class Calibration:
     """Statistics of one model, named by its checkpoint hash.
 
-    ``scores``: FFN importance by mask name, each [layers, neurons] fp32 (Eq. 2). ``correlation`` [layers]: Spearman
-    correlation over visual tokens of attention received from the text after them and value norm (Figure 5).
-    ``made_from``: what each part was gathered on.
+    ``scores``: FFN importance by mask name, each [FFNs, neurons] fp32 (Eq. 2; one FFN per layer and expert, -1 where no
+    token went through). ``correlation`` [layers]: Spearman correlation over visual tokens of attention received from
+    the text after them and value norm (Figure 5). ``made_from``: what each part was gathered on.
     """
 
     model_hash: str
@@ -82,5 +82,5 @@ class Calibration:
             )
         scores = {name.removeprefix("scores."): t for name, t in tensors.items() if name.startswith("scores.")}
         if any(t.ndim != 2 or not torch.isfinite(t).all() for t in scores.values()):
-            raise CalibrationError(f"{path} holds scores that are not finite [layers, neurons]; make it anew")
+            raise CalibrationError(f"{path} holds scores that are not finite [FFNs, neurons]; make it anew")
         return cls(about["model_hash"], scores, tensors.get("correlation"), json.loads(about["made_from"]))

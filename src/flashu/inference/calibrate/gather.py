@@ -8,74 +8,72 @@ import torch
 from torch import Tensor
 
 from flashu.errors import CalibrationError
-from flashu.inference import requests
+from flashu.inference.actions import AnswerRequest, DrawRequest, Layout
 from flashu.inference.calibrate.attention import NormAgainstAttention
-from flashu.inference.calibrate.importance import FFNNorms, wanda
-from flashu.inference.loops.denoise import denoise
-from flashu.inference.samplers import flow
-from flashu.models.showo2.model import ShowO2
-from flashu.models.showo2.processor import Picture, Processor
+from flashu.inference.calibrate.importance import FFNNorms
+from flashu.inference.run import Run, complete
+from flashu.models.pictures import Picture
+from flashu.models.protocol import UnifiedModel
 from flashu.plan import LayerPlan
 from flashu.plan.recipe import exact
-from flashu.runtime.runner import Runner
-from flashu.runtime.sampling import choose
-from flashu.runtime.tokens import Tokens
+from flashu.runtime.executor import Executor
+from flashu.runtime.layout import Segment, TokenLayout
+from flashu.runtime.runner import Observer, Runner
 
 
 @torch.inference_mode()
-def generation_scores(model: ShowO2, processor: Processor, prompts: Sequence[str]) -> Tensor:
-    """FFN importance [layers, neurons] over every forward of drawing each prompt with the full model: real noisy
-    latents, conditional and unconditional rows (paper section 3.3.1)."""
-    norms = FFNNorms(model.num_layers)
-    defaults = processor.defaults
-    size = requests.latent_size(model, processor, defaults.height, defaults.width)
-    runner = Runner(model, observer=norms)
+def generation_scores(model: UnifiedModel, layout: Layout, prompts: Sequence[str]) -> Tensor:
+    """FFN importance [F, neurons] over every forward of drawing each prompt with the full model: real noisy latents,
+    every guidance branch (FlashU section 3.3.1)."""
+    norms = FFNNorms()
     for n, prompt in enumerate(prompts):
-        ids = [processor.text.prompt(prompt)]
-        run, canvas = requests.drawing(runner, processor, exact(), ids, size, defaults.steps, defaults.guidance)
-        z = flow.noise((model.config.image_latent_dim, *size), n)[None].to(model.device)
-        denoise(run, canvas, z, flow.grid(run.forwards, defaults.shift))
-    return _finite(wanda(model, norms.norms()))
+        (actions,) = layout.draw([DrawRequest(prompt, seed=n)], exact())
+        observe(model, Run(actions, exact(), model.spec), norms)
+    return norms.scores(model)
 
 
-@torch.inference_mode()
-def text_only_scores(model: ShowO2, processor: Processor, prompt: str) -> Tensor:
+def text_only_scores(model: UnifiedModel, layout: Layout, prompt: str) -> Tensor:
     """FFN importance as the released program gathers it: one forward over the padded row's token embeddings, with
     placeholder embeddings where the image would be."""
-    norms = FFNNorms(model.num_layers)
-    defaults = processor.defaults
-    size = requests.latent_size(model, processor, defaults.height, defaults.width)
-    ids = [processor.text.prompt(prompt)]
-    canvas = requests.drawing_rows(model, processor, ids, size, guided=False, padded=True)
-    assert canvas.ids is not None
-    x = model.embed_text(canvas.ids.to(model.device))
-    Runner(model, observer=norms).backbone(x, canvas.tokens, LayerPlan())
-    return _finite(wanda(model, norms.norms()))
+    return segment_scores(model, [layout.padded_text(prompt)])
+
+
+@torch.inference_mode()
+def segment_scores(model: UnifiedModel, segments: Sequence[Segment]) -> Tensor:
+    """FFN importance over one forward of each segment by itself."""
+    norms = FFNNorms()
+    runner = Runner(model, observer=norms)
+    for segment in segments:
+        runner.walk(model.embed([segment.content])[0][None], segment.layout, LayerPlan())
+    return norms.scores(model)
 
 
 @torch.inference_mode()
 def understanding_statistics(
-    model: ShowO2, processor: Processor, samples: Sequence[tuple[Picture, str]]
+    model: UnifiedModel, layout: Layout, samples: Sequence[tuple[Picture, str]]
 ) -> tuple[Tensor, Tensor]:
-    """Over answering each (image, question): FFN importance [layers, neurons], and per layer the correlation of
-    attention received with value norm [layers]."""
+    """Over answering each (image, question): FFN importance [F, neurons], and per layer the correlation of attention
+    received with value norm [layers]."""
     if not samples:
         raise CalibrationError("calibration needs at least one (image, question) pair")
-    norms, attended = FFNNorms(model.num_layers), NormAgainstAttention(model.num_layers)
-
-    def observe(layer: int, name: str, value: Tensor, tokens: Tokens) -> None:
-        norms(layer, name, value, tokens)
-        attended(layer, name, value, tokens)
-
-    runner = Runner(model, observer=observe)
+    watch = UnderstandingWatch(model)
     for image, question in samples:
-        _, stream = requests.asking(runner, processor, exact(), [image], [question], None, choose)
-        for _ in stream:
-            pass
-    return _finite(wanda(model, norms.norms())), attended.correlation()
+        (actions,) = layout.answer([AnswerRequest(question, (image,))])
+        observe(model, Run(actions, exact(), model.spec), watch)
+    return watch.norms.scores(model), watch.attended.correlation()
 
 
-def _finite(scores: Tensor) -> Tensor:
-    if not bool(scores.isfinite().all()):
-        raise CalibrationError("the activations are not finite: the weights or the samples are unusable")
-    return scores
+class UnderstandingWatch:
+    """Observer of answers: both statistics of a task that sees."""
+
+    def __init__(self, model: UnifiedModel) -> None:
+        self.norms, self.attended = FFNNorms(), NormAgainstAttention(model.spec.layers)
+
+    def __call__(self, layer: int, expert: str, name: str, value: Tensor, layout: TokenLayout) -> None:
+        self.norms(layer, expert, name, value, layout)
+        self.attended(layer, expert, name, value, layout)
+
+
+def observe(model: UnifiedModel, run: Run, observer: Observer) -> None:
+    """Carry out a run under an observer."""
+    complete(Executor(Runner(model, observer=observer)), [run])

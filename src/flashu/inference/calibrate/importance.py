@@ -1,45 +1,47 @@
-"""Wanda scores of FFN neurons (paper section 3.3.1, Eq. 2), gathered from forwards that really happen."""
+"""Wanda scores of FFN neurons (FlashU section 3.3.1, Eq. 2), gathered from forwards that really happen."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from flashu.errors import CalibrationError
 from flashu.models.protocol import UnifiedModel
-from flashu.models.quantize import plain
-from flashu.runtime.tokens import Tokens
+from flashu.runtime.layout import TokenLayout
+
+UNSEEN = -1.0
+"""Score of the neurons of an FFN that no token went through (another task's expert)."""
 
 
 class FFNNorms:
     """Observer that sums the squares of each FFN neuron's activation over all real tokens of all forwards."""
 
-    def __init__(self, num_layers: int) -> None:
-        self.squares: list[Tensor | None] = [None] * num_layers
+    def __init__(self) -> None:
+        self.squares: dict[tuple[int, str], Tensor] = {}
 
-    def __call__(self, layer: int, name: str, value: Tensor, tokens: Tokens) -> None:
+    def __call__(self, layer: int, expert: str, name: str, value: Tensor, layout: TokenLayout) -> None:
         if name != "ffn":
             return
         active = value.float()
-        if not bool(tokens.valid.all()):
-            active = active[tokens.valid.to(value.device)]
+        if not bool(layout.valid.all()):
+            active = active[layout.valid.to(value.device)]
         squares = active.square().flatten(0, -2).sum(0)
-        before = self.squares[layer]
-        self.squares[layer] = squares if before is None else before + squares
+        before = self.squares.get((layer, expert))
+        self.squares[layer, expert] = squares if before is None else before + squares
 
-    def norms(self) -> Tensor:
-        """L2 norm of each neuron's activation over the tokens seen [layers, neurons], fp32.
+    def scores(self, model: UnifiedModel) -> Tensor:
+        """Importance of each of the checkpoint's neurons, one row per FFN as `UnifiedModel.ffns` lists them [F, K].
 
-        Eq. 2 speaks of the mean norm; per layer both rank the neurons alike.
+        Eq. 2 speaks of the mean norm of the activations, this takes the sum's: in one FFN both rank the neurons alike.
         """
-        missing = [i for i, s in enumerate(self.squares) if s is None]
-        if missing:
-            raise RuntimeError(f"no activations were observed in layers {missing}")
-        return torch.stack([s for s in self.squares if s is not None]).sqrt()
-
-
-def wanda(model: UnifiedModel, norms: Tensor) -> Tensor:
-    """Importance of each neuron of the checkpoint [layers, neurons]: activation norm times the sum of |weights| that
-    read it (Eq. 2)."""
-    reads = torch.stack([plain(layer.mlp.down_proj.weight).float().abs().sum(0) for layer in model.layers])
-    scores = norms * reads.to(norms.device)
-    return torch.stack([layer.mlp.stored(own) for layer, own in zip(model.layers, scores, strict=True)])
+        if not self.squares:
+            raise RuntimeError("no activations were observed")
+        rows = []
+        for key, ffn in model.ffns().items():
+            squares = self.squares.get(key)
+            unseen = torch.full((ffn.neurons,), UNSEEN)
+            rows.append(unseen if squares is None else ffn.importance(squares.sqrt()).cpu())
+        scores = torch.stack(rows)
+        if not bool(scores.isfinite().all()):
+            raise CalibrationError("the activations are not finite: the weights or the samples are unusable")
+        return scores

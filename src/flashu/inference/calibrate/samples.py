@@ -13,8 +13,9 @@ PROMPT = "a red circle above a blue square"
 """Drawn when generation is calibrated before any prompt is known."""
 
 
-def questions(count: int = SAMPLES, world: World = SCENES) -> list[tuple[Image.Image, str]]:
+def questions(count: int = SAMPLES, world: World | None = None) -> list[tuple[Image.Image, str]]:
     """``count`` (image, question) pairs over all question kinds, from the training side of the scenes."""
+    world = world or SCENES
     per_kind = -(-count // len(benchmark.QUESTION_KINDS))
     kinds = benchmark.QUESTION_KINDS
     asked = [q for kind in kinds for q in benchmark.questions(kind, per_kind, seed=7, split="train", world=world)]

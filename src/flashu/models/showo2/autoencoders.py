@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor
 
 from flashu.errors import CheckpointError
-from flashu.models.showo2.processor import Autoencoder
+from flashu.models.pictures import Autoencoder
 from flashu.models.showo2.vae import ORIGINAL_NAME, WanAutoencoder
+from flashu.models.small_autoencoder import DOWNSAMPLE, LATENT_CHANNELS, SmallAutoencoder
+from flashu.models.small_autoencoder import FILE as SCENES_FILE
 from flashu.models.weights import fill, read_weights
 
 WAN, SCENES = "wan", "scenes"
-SCENES_CLASS = ("flashu.scenes.autoencoder", "Autoencoder")  # by name: models do not import scenes
-SCENES_FILE = "autoencoder.safetensors"
 WAN_FOLDER = "vae"
 
 
@@ -49,11 +48,10 @@ def open_autoencoder(kind: str, folder: Path, device: torch.device | str | None 
     file = folder / SCENES_FILE
     if not file.is_file():
         raise CheckpointError(f"{folder}: there is no {SCENES_FILE}")
-    module = importlib.import_module(SCENES_CLASS[0])
     with torch.device("meta"):
-        autoencoder = getattr(module, SCENES_CLASS[1])()
+        autoencoder = SmallAutoencoder()
     fill(autoencoder, read_weights([file]), file, torch.float32, device)
-    return PlainAutoencoder(autoencoder.eval().requires_grad_(False), module.LATENT_CHANNELS, module.DOWNSAMPLE)
+    return PlainAutoencoder(autoencoder.eval().requires_grad_(False), LATENT_CHANNELS, DOWNSAMPLE)
 
 
 def find_wan(folder: Path) -> Path | None:

@@ -14,15 +14,25 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from flashu.errors import CheckpointError
+from flashu.models.defaults import GenerationDefaults
 from flashu.models.hub import checkpoint_folder
+from flashu.models.pictures import Autoencoder
 from flashu.models.showo2.autoencoders import find_wan, open_autoencoder, save_autoencoder
 from flashu.models.showo2.config import ShowO2Config
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.official import max_text, official_config, official_defaults
-from flashu.models.showo2.processor import Autoencoder, GenerationDefaults, Processor
+from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import ChatTemplate, SpecialIds, Text
 from flashu.models.showo2.vae import HUB_ID, WanAutoencoder
-from flashu.models.weights import checkpoint_hash, fill, read_json, read_weights, weight_files, write_weights
+from flashu.models.weights import (
+    check_savable,
+    checkpoint_hash,
+    fill,
+    read_json,
+    read_weights,
+    weight_files,
+    write_weights,
+)
 
 __all__ = ["checkpoint_hash", "load_model", "load_processor", "save_model"]
 
@@ -62,7 +72,6 @@ def load_model(
         model = cls(config)
     fill(model, read_weights(weight_files(manifest.folder)), manifest.folder, dtype, device)
     fill_buffers(model, device)
-    model.join()
     return model.eval()
 
 
@@ -87,10 +96,7 @@ def load_processor(source: Source, device: Device = None, autoencoder: Source | 
 
 def save_model(model: ShowO2, folder: Source, processor: Processor | None = None) -> None:
     """Writes our format: model.safetensors, config.json and, with a processor, tokenizer.json and the autoencoder."""
-    if model.quantization is not None:
-        raise CheckpointError(
-            f"this model is quantized ({model.quantization}) and would not be what it was: save it before"
-        )
+    check_savable(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = {"format": "flashu", "model_type": "showo2", "config": model.config.to_dict()}

@@ -1,35 +1,27 @@
-"""Show-o2: the architecture, its weights and its rooms. It knows no acceleration method and keeps no run state.
+"""Show-o2: the architecture and its weights. Module names are the official checkpoint's.
 
-Module names are the official checkpoint's. The forward is a set of rooms that the loops walk through:
-``embed_text``, ``embed_latent``, ``embed_time`` -> ``layer(i, ...)`` -> ``norm`` -> ``logits`` or
-``head_body`` -> ``head_out`` -> ``unpatchify``.
+It knows no acceleration method and keeps no state: the core calls ``embed``, the decoder ``layers``, ``norm``, then
+``logits`` or the drawing `head`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashu.errors import FlashUError
-from flashu.models.layers import (
-    Attention,
-    DecoderLayer,
-    FFNWeights,
-    Joining,
-    KeyValue,
-    Past,
-    RMSNorm,
-    Rope,
-    RotaryEmbedding,
-    Tap,
-)
-from flashu.models.products import Linear, check_packing
+from flashu.models.ffn import FFN
+from flashu.models.layers import Attention, DecoderLayer, RMSNorm, Rope, RotaryEmbedding, Span
 from flashu.models.showo2.config import LLMConfig, ShowO2Config
-from flashu.models.showo2.head import FinalLayer, ModulatedBlock, TimestepEmbedder
+from flashu.models.showo2.content import Row, embed_rows
+from flashu.models.showo2.head import FinalLayer, FlowHead, ModulatedBlock, TimestepEmbedder
+from flashu.models.showo2.spec import spec_of
 from flashu.models.showo2.vision import PatchEmbed, SemanticLayers
+from flashu.plan import ModelSpec
 
 
 class Decoder(nn.Module):
@@ -58,21 +50,17 @@ class CausalLM(nn.Module):
     def __init__(self, cfg: LLMConfig) -> None:
         super().__init__()
         self.model = Decoder(cfg)
-        self.lm_head = Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+        self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         if cfg.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
 
 class ShowO2(nn.Module):
-    """Native unified model: text tokens and image latents through one decoder, velocities out of a flow head.
-
-    ``quantization``: the scheme its projections are quantized by, None if they are not. ``packed``: whether its
-    projections have copies packed for the CPU.
-    """
+    """Native unified model: text tokens and image latents through one decoder, velocities out of a flow head."""
 
     image_position_ids: Tensor
+    name = ""
     quantization: str | None = None
-    packed = False
 
     def __init__(self, config: ShowO2Config) -> None:
         super().__init__()
@@ -85,10 +73,10 @@ class ShowO2(nn.Module):
         self.position_embedding = nn.Embedding(config.vision.num_positions, config.vision.hidden_size)
         self.register_buffer("image_position_ids", torch.arange(config.vision.num_positions)[None], persistent=False)
         fused = config.vision.hidden_size + h
-        self.fusion_proj = nn.Sequential(RMSNorm(fused, 1e-6), Linear(fused, h), nn.GELU(), Linear(h, h))
+        self.fusion_proj = nn.Sequential(RMSNorm(fused, 1e-6), nn.Linear(fused, h), nn.GELU(), nn.Linear(h, h))
         self.time_embed = TimestepEmbedder(d)
-        self.diff_proj = nn.Sequential(Linear(h, d), nn.GELU(), Linear(d, d)) if h != d else nn.Identity()
-        self.time_embed_proj = Linear(d, h) if h != d else nn.Identity()
+        self.diff_proj = nn.Sequential(nn.Linear(h, d), nn.GELU(), nn.Linear(d, d)) if h != d else nn.Identity()
+        self.time_embed_proj = nn.Linear(d, h) if h != d else nn.Identity()
         self.diffusion_head_a = nn.ModuleList(ModulatedBlock(config.head) for _ in range(config.head.num_layers))
         self.diffusion_head_b = FinalLayer(d, p * p * c)
         for module in self.modules():
@@ -97,8 +85,8 @@ class ShowO2(nn.Module):
 
     # -- facts -------------------------------------------------------------------------------------------------
     @property
-    def num_layers(self) -> int:
-        return self.config.llm.num_hidden_layers
+    def spec(self) -> ModelSpec:
+        return spec_of(self.config)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,35 +97,46 @@ class ShowO2(nn.Module):
         return self.showo.model.norm.weight.device
 
     @property
-    def layers(self) -> nn.ModuleList:
-        return self.showo.model.layers
+    def layers(self) -> Sequence[Any]:
+        return self.showo.model.layers  # type: ignore[return-value]
 
-    def join(self) -> None:
-        """Lay the weights that read the same input side by side (see `layers.Joining`)."""
-        for module in self.modules():
-            if isinstance(module, Joining):
-                module.join()
+    @property
+    def head(self) -> FlowHead:
+        return FlowHead(self)
 
-    def pack(self) -> None:
-        """Give every projection a copy of its weights in the layout in which a CPU's bf16 products are quickest.
+    def ffns(self) -> Mapping[tuple[int, str], FFN]:
+        return {(i, "ffn"): layer.mlp for i, layer in enumerate(self.layers)}
 
-        Weights cast, moved or replaced later have none. `FlashUError`, with nothing done, where nothing is gained.
-        """
-        check_packing(self.dtype, self.device)
-        if self.quantization is not None:
-            raise FlashUError(f"quantized projections ({self.quantization}) cannot be packed: leave pack out")
-        if any(p.is_meta for p in self.parameters()):
-            raise FlashUError("an offloaded model cannot be packed: load it without offload")
-        together = {part for m in self.modules() if isinstance(m, Joining) for part in map(m.get_submodule, m.JOINT)}
-        for module in self.modules():
-            if isinstance(module, Joining) or (isinstance(module, Linear) and module not in together):
-                module.pack()
-        self.packed = True
+    def projections(self, *, lm_head: bool = False) -> Iterator[nn.Module]:
+        yield from (self.showo.model.layers, self.diffusion_head_a, self.diffusion_head_b)
+        if lm_head:
+            yield self.showo.lm_head
 
-    # -- entrances ---------------------------------------------------------------------------------------------
-    def embed_text(self, ids_BS: Tensor) -> Tensor:
-        return self.showo.model.embed_tokens(ids_BS)
+    def layout(self, processor: Any) -> Any:
+        from flashu.models.showo2.layout import ShowO2Layout  # it writes requests, which are above the models
 
+        return ShowO2Layout(self, processor)
+
+    # -- what the core calls -----------------------------------------------------------------------------------
+    def embed(self, contents: Sequence[Row]) -> list[Tensor]:
+        return embed_rows(self, contents)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return self.showo.model.embed_tokens(ids)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.showo.model.embed_tokens
+
+    def rope(self, position: Tensor) -> Rope:
+        return self.showo.model.rotary_emb(position)
+
+    def norm(self, x: Tensor, spans: tuple[Span, ...] = ()) -> Tensor:
+        return self.showo.model.norm(x)
+
+    def logits(self, hidden: Tensor, codes: tuple[int, int] | None = None) -> Tensor:
+        return self.showo.lm_head(hidden)
+
+    # -- images --------------------------------------------------------------------------------------------------
     def embed_latent(self, latents: Tensor) -> Tensor:
         """latents [B, c, H, W] -> fused image tokens [B, N, h] (semantic and generative paths)."""
         latents = latents.to(self.dtype)
@@ -157,61 +156,6 @@ class ShowO2(nn.Module):
         """t [B] -> (time embedding [B, d] for the head, time token [B, h] for the decoder)."""
         e_t = self.time_embed(t_B)
         return e_t, self.time_embed_proj(e_t)
-
-    def rope(self, pos_BS: Tensor) -> Rope:
-        return self.showo.model.rotary_emb(pos_BS)
-
-    def head_rope(self, pos_BS: Tensor) -> Rope:
-        first: ModulatedBlock = self.diffusion_head_a[0]  # type: ignore[assignment]
-        return first.self_attn.rotary_emb(pos_BS)
-
-    # -- rooms -------------------------------------------------------------------------------------------------
-    def layer(
-        self,
-        i: int,
-        x: Tensor,
-        rope: Rope,
-        mask: Tensor | None = None,
-        past: Past | None = None,
-        ffn: FFNWeights | None = None,
-        tap: Tap | None = None,
-    ) -> tuple[Tensor, KeyValue]:
-        """Decoder layer i on x [B, S, h]; returns its output and the keys and values seen (past and new)."""
-        return self.layers[i](x, rope, mask, past, ffn, tap)
-
-    def norm(self, x: Tensor) -> Tensor:
-        return self.showo.model.norm(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.showo.lm_head(hidden)
-
-    def head_body(
-        self,
-        hidden: Tensor,
-        e_t: Tensor | None,
-        rope: Rope,
-        mask: Tensor | None = None,
-        past: list[KeyValue] | None = None,
-        image: Tensor | None = None,
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """The cacheable part of the flow head: normed hidden [B, S, h] -> features [B, S, d] and each block's KV.
-
-        ``e_t`` [B, d] ([B, S, d] where it differs by position), or None when all S positions are text. ``image`` bool
-        [B, S]: positions of the image block (time token included), None when all are. ``past``: KV of each block at
-        earlier positions.
-        """
-        x = self.diff_proj(hidden)
-        where = None if image is None else image[..., None]
-        seen = []
-        for n, block in enumerate(self.diffusion_head_a):
-            x, kv = block(x, e_t, rope, mask, None if past is None else past[n], where)
-            seen.append(kv)
-        return x, seen
-
-    def head_out(self, features: Tensor, e_t: Tensor, image: Tensor | None = None) -> Tensor:
-        """features [B, N, d] of the image tokens -> velocity patches [B, N, p*p*c]; ``image`` bool [B, N] where some
-        are not."""
-        return self.diffusion_head_b(features, e_t, None if image is None else image[..., None])
 
     def unpatchify(self, patches: Tensor, height: int, width: int) -> Tensor:
         """patches [B, N, p*p*c] (channel fastest) -> [B, c, height, width]; the layout is ``config.unpatchify``."""

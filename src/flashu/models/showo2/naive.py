@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashu.models.layers import Attention, DecoderLayer, GatedFFN, RMSNorm, Rope, RotaryEmbedding
+from flashu.models.ffn import GatedFFN
+from flashu.models.layers import Attention, DecoderLayer, RMSNorm, Rope, RotaryEmbedding
 from flashu.models.showo2.head import ModulatedBlock, modulate, spread
 from flashu.models.showo2.model import ShowO2
 
@@ -46,7 +47,7 @@ def splice(
 
     An idle slot (0, 0) still writes its time token over position 0, as the original does.
     """
-    x = model.embed_text(ids).clone()
+    x = model.embed_tokens(ids).clone()
     image = model.embed_latent(latents)
     e_t, time_token = model.embed_time(t)
     where = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
@@ -68,9 +69,10 @@ def decode(model: ShowO2, x: Tensor, mask: Tensor, part: Part = unnamed) -> tupl
     with part("LLM"):
         tables = turns(model.showo.model.rotary_emb, x)
         for block in model.layers:
-            x = layer(block, x, tables, mask)  # type: ignore[arg-type]
+            x = layer(block, x, tables, mask)
         hidden = normed(model.showo.model.norm, x)
-    return hidden, model.logits(hidden)
+    with part("logits"):
+        return hidden, model.logits(hidden)
 
 
 def forward(
@@ -87,7 +89,8 @@ def forward(
     ``mask``: bool or additive [B, 1, S, S]; ``modality_positions`` [B, M, 2]: (index of the time token, image tokens
     + 1). ``part``: a context around the work of each component, for timing.
     """
-    x, where, modulation = splice(model, ids, latents, t, modality_positions)
+    with part("features"):
+        x, where, modulation = splice(model, ids, latents, t, modality_positions)
     hidden, logits = decode(model, x, mask, part)
     with part("head"):
         x = model.diff_proj(hidden)
@@ -95,7 +98,7 @@ def forward(
         tables = turns(first.self_attn.rotary_emb, x)
         for block in model.diffusion_head_a:
             x = modulated(block, x, modulation, where[..., None], tables, mask)  # type: ignore[arg-type]
-        patches = model.head_out(x, modulation, where)
+        patches = model.diffusion_head_b(x, modulation, where[..., None])
     blocks = [
         patches[row, offset + 1 : offset + length]
         for row, positions in enumerate(modality_positions.tolist())

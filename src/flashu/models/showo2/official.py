@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flashu.errors import CheckpointError
+from flashu.models.defaults import GenerationDefaults
 from flashu.models.showo2.config import HeadConfig, LLMConfig, ShowO2Config, VisionConfig
-from flashu.models.showo2.processor import GenerationDefaults
 
 VOCABULARY = 151669  # Qwen2.5's 151665 tokens and the four Show-o2 adds
 FACTOR = 8  # pixels per latent cell of the Wan2.1 autoencoder

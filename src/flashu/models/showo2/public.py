@@ -5,30 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from PIL import Image
 from torch import nn
 
 from flashu.errors import FlashUError
+from flashu.inference.actions import Visual
 from flashu.inference.calibrate.calibration import CALIBRATION, Calibration
-from flashu.inference.engine import Engine
-from flashu.inference.requests import Shown, Visual
+from flashu.inference.engine import Engine, Shown
 from flashu.interfaces import patch
-from flashu.models.hub import Pushed, checkpoint_folder
-from flashu.models.offload import offload as offload_to
-from flashu.models.quantize import Quantized
-from flashu.models.quantize import quantize as quantize_model
+from flashu.models.family import Checkpoint
+from flashu.models.hub import checkpoint_folder
+from flashu.models.pretrained import Pretrained, check_placement
 from flashu.models.registry import resolve
-from flashu.models.showo2.dropin.adopt import Block, Layout, adopted
+from flashu.models.showo2.dropin.adopt import Block, Unpatchify, adopted
 from flashu.models.showo2.load import load_model, load_processor, save_model
 from flashu.models.showo2.model import ShowO2 as Architecture
 from flashu.models.showo2.processor import Processor
 from flashu.models.weights import checkpoint_hash
 
+Model = TypeVar("Model", bound="ShowO2")
 
-class ShowO2(Pushed, Architecture):
+
+class ShowO2(Pretrained, Architecture):
     """A Show-o2 model with its tokenizer and autoencoder (``processor``), and its calibration if it came with one.
 
     `t2i_generate` and `mmu_generate` run the exact engine, or FlashU after `flashu.apply_flashu_patch`.
@@ -39,7 +40,7 @@ class ShowO2(Pushed, Architecture):
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         source: str | os.PathLike[str],
         *,
         dtype: torch.dtype | None = None,
@@ -49,40 +50,51 @@ class ShowO2(Pushed, Architecture):
         quantize: str | None = None,
         pack: bool = False,
         exact_rope: bool | None = None,
-    ) -> ShowO2:
+    ) -> Model:
         """Load a folder, a hub id or "scenes"; ``dtype`` None = as stored, ``device`` None = CPU.
 
         Reads the official layout (`pytorch_model.bin`, sharded, or safetensors, with the constructor's `config.json`)
         and ours. ``autoencoder``: a Wan2.1 folder or `.pth`; "auto" = the checkpoint's own, else the hub's; None =
         latents only. ``offload``: the weights stay in main memory and visit ``device`` a projection or FFN at a time.
-        ``quantize``: see `quantize`. ``pack``: for bf16 on a CPU, see `pack`; costs the weights' memory once more.
+        ``quantize``: see `quantize`. ``pack``: for bf16 on a CPU, see `pack`.
         ``exact_rope``: rotary frequencies stay fp32 at a lower ``dtype``, where the original rounds them; None = as the
         checkpoint says (official ones: rounded). Raises `CheckpointError`, leaving nothing half-loaded.
         """
-        if offload and quantize is not None:
-            raise FlashUError("accelerate cannot move torchao's tensors: give offload or quantize, not both")
-        if pack and (offload or quantize is not None):
-            raise FlashUError("packed weights are neither offloaded nor quantized: leave pack out, or the other")
-        entry = resolve(source)
+        return cls._load(
+            resolve(source),
+            dtype=dtype,
+            device=device,
+            autoencoder=autoencoder,
+            offload=offload,
+            quantize=quantize,
+            pack=pack,
+            exact_rope=exact_rope,
+        )
+
+    @classmethod
+    def _load(
+        cls: type[Model],
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        autoencoder: str | os.PathLike[str] | None = "auto",
+        offload: bool = False,
+        quantize: str | None = None,
+        pack: bool = False,
+        exact_rope: bool | None = None,
+    ) -> Model:
+        check_placement(offload, quantize, pack)
+        # The processor first, so that small faults show before big reads.
+        processor = load_processor(checkpoint.source, device=device, autoencoder=autoencoder)
         place = "cpu" if offload else device
-        model = load_model(entry.source, dtype or entry.dtype, place, cls, exact_rope)
-        model.processor = load_processor(entry.source, device=device, autoencoder=autoencoder)
-        file = checkpoint_folder(entry.source) / CALIBRATION
+        model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls, exact_rope)
+        model.name, model.processor = checkpoint.name, processor
+        file = checkpoint_folder(checkpoint.source) / CALIBRATION
         if file.exists():
             model.calibration = Calibration.load(file, checkpoint_hash(model))
-        if quantize is not None:
-            model.quantize(quantize)
-        if pack:
-            model.pack()
-        if offload:
-            offload_to(model, device or "cpu")
+        model.placed(device, offload, quantize, pack)
         return model
-
-    def quantize(self, scheme: str, *, lm_head: bool = False) -> Quantized:
-        """Quantize the projections of decoder and flow head, and ``lm_head`` if asked, with torchao: "int8", "fp8"
-        (weights, and activations as they come), "int8-weight", "fp8-weight". Returns, and logs, what it was applied
-        to. For good; `FlashUError`, before anything is touched, where it cannot be."""
-        return quantize_model(self, scheme, lm_head=lm_head)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write safetensors, config and processor to ``folder``."""
@@ -116,7 +128,7 @@ def adopt(
     processor: Processor | None = None,
     *,
     exact_rope: bool = False,
-    unpatchify: Layout = "raster",
+    unpatchify: Unpatchify = "raster",
     understanding_block: Block = "script",
 ) -> ShowO2:
     """Our model over the weights of an instance of the original authors' class, shared and not copied.

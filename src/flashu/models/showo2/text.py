@@ -74,15 +74,15 @@ class Text:
         """[bos, words, boi]; a blank or overlong prompt raises ``PromptError`` (nothing is cut off silently)."""
         return [self.ids.bos, *self._checked("prompt", text, self.max_text), self.ids.boi]
 
-    def story(self, texts: Sequence[str], image_tokens: int) -> tuple[list[int], list[int]]:
-        """Ids [bos, words, boi, image, eoi, words, boi, image, eoi, ..., words, boi] with ``image_tokens`` + 1 places
-        for each image, and where each image begins. Only the last text must have words."""
-        row, starts = [self.ids.bos], []
-        for text in texts[:-1]:
-            row += [*(self._checked("text before an image", text, self.max_text) if text else ()), self.ids.boi]
-            starts.append(len(row))
-            row += [*[self.ids.img_pad] * (image_tokens + 1), self.ids.eoi]
-        return row + self.prompt(texts[-1])[1:], starts
+    def before_images(self, texts: Sequence[str], prompt: str) -> list[list[int]]:
+        """Ids before each image of a row that holds several: [bos, words, boi], then [eoi, words, boi] each; the last
+        stands before the image to draw. Only the prompt must have words."""
+        every = [
+            [*(self._checked("text before an image", text, self.max_text) if text else ()), self.ids.boi]
+            for text in texts
+        ]
+        every.append(self.prompt(prompt)[1:])
+        return [[self.ids.eoi if n else self.ids.bos, *ids] for n, ids in enumerate(every)]
 
     def null_prompt(self) -> list[int]:
         """The unconditional prompt, [bos, boi]."""

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashu.models.layers import attend
-from flashu.models.products import Linear
 from flashu.models.showo2.config import VisionConfig
 
 
@@ -27,10 +26,10 @@ class SemanticAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.k_proj = Linear(width, width)
-        self.v_proj = Linear(width, width)
-        self.q_proj = Linear(width, width)
-        self.out_proj = Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
@@ -42,8 +41,8 @@ class SemanticAttention(nn.Module):
 class SemanticMLP(nn.Module):
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.fc1 = Linear(width, inner)
-        self.fc2 = Linear(inner, width)
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

@@ -12,16 +12,16 @@ from flashu.plan.methods.taylor_cache import TaylorCache
 from flashu.plan.methods.token_prune import TokenPrune
 from flashu.plan.methods.unconditional_reuse import UnconditionalReuse
 
-OWN: tuple[type[Method], ...] = (FFNPrune, LayerSkip, AdaptiveGuidance, HeadCache, TokenPrune)
+FLASHU: tuple[type[Method], ...] = (FFNPrune, LayerSkip, AdaptiveGuidance, HeadCache, TokenPrune)
 """FlashU's."""
-OPPONENTS: tuple[type[Method], ...] = (FewerSteps, GuidanceInterval, UnconditionalReuse, TaylorCache, ChangeCache)
+BASELINES: tuple[type[Method], ...] = (FewerSteps, GuidanceInterval, UnconditionalReuse, TaylorCache, ChangeCache)
 """What FlashU is compared with."""
-METHODS: dict[str, type[Method]] = {m.name: m for m in (*OWN, *OPPONENTS)}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (*FLASHU, *BASELINES)}
 
 __all__ = [
+    "BASELINES",
+    "FLASHU",
     "METHODS",
-    "OPPONENTS",
-    "OWN",
     "AdaptiveGuidance",
     "ChangeCache",
     "FFNPrune",

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import dataclasses
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flashu.errors import RecipeError
-from flashu.plan import Plan, Room, Seen, Side, Step, Task, share
+from flashu.plan import ModelSpec, Observations, Plan, Side, Step, Task, share
 
 
 @dataclass(frozen=True)
 class Method:
     """Base of all methods. A subclass is a frozen dataclass in its own file.
 
-    ``writes``: the plan fields it alone may write, so methods commute. ``reads``: what it decides by of what a run
-    has seen and would not note otherwise. ``task``: the task it is for.
+    ``fields``: the plan fields it alone may write, so methods commute; "forwards" is the number of forwards.
+    ``reads``: observations it decides by, which a run would not make otherwise. ``task``: the task it is for.
     """
 
     name: ClassVar[str]
     tasks: ClassVar[frozenset[Task]]
-    writes: ClassVar[frozenset[str]]
+    fields: ClassVar[frozenset[str]]
     reads: ClassVar[frozenset[str]] = frozenset()
 
     task: Task
@@ -28,11 +29,16 @@ class Method:
         if self.task not in self.tasks:
             raise RecipeError(f"{self.name} does not exist for {self.task}; it is for {', '.join(sorted(self.tasks))}")
 
-    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
+    @property
+    def writes(self) -> frozenset[str]:
+        """The fields these settings write."""
+        return self.fields
+
+    def edit(self, plan: Plan, step: Step, observed: Observations) -> Plan:
         """The plan with this method's fields written. Pure."""
         raise TypeError(f"{type(self).__name__} must define edit")
 
-    def check(self, room: Room) -> None:
+    def check(self, spec: ModelSpec) -> None:
         """Raise `RecipeError` when the model lacks what this method works on."""
 
     def resolved(self, side: Side) -> Method:
@@ -44,7 +50,7 @@ class Method:
         return base
 
     def to_dict(self) -> dict[str, Any]:
-        return {"method": self.name} | {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"method": self.name} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
 def in_window(step: Step, tau: float) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from flashu.errors import RecipeError
-from flashu.plan import Plan, Room, Seen, Step, Task
+from flashu.plan import ModelSpec, Observations, Plan, Step, Task
 from flashu.plan.methods.base import Method, in_window, require_tau
 
 
@@ -21,7 +21,7 @@ class ChangeCache(Method):
 
     name: ClassVar[str] = "change_cache"
     tasks: ClassVar[frozenset[Task]] = frozenset({"generation"})
-    writes: ClassVar[frozenset[str]] = frozenset({"head"})
+    fields: ClassVar[frozenset[str]] = frozenset({"features"})
     reads: ClassVar[frozenset[str]] = frozenset({"drift"})
 
     task: Task = "generation"
@@ -34,11 +34,11 @@ class ChangeCache(Method):
         if self.threshold < 0:
             raise RecipeError(f"the threshold must not be negative, got {self.threshold}")
 
-    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
-        if in_window(step, self.tau) and seen.drift is not None and seen.drift < self.threshold:
-            return replace(plan, head="reuse")
+    def edit(self, plan: Plan, step: Step, observed: Observations) -> Plan:
+        if in_window(step, self.tau) and observed.drift is not None and observed.drift < self.threshold:
+            return replace(plan, features="reuse")
         return plan
 
-    def check(self, room: Room) -> None:
-        if not room.head_blocks:
-            raise RecipeError(f"{room.name} has no flow head to cache")
+    def check(self, spec: ModelSpec) -> None:
+        if not spec.head_blocks:
+            raise RecipeError(f"this model ({spec.family}) has no flow head to cache")

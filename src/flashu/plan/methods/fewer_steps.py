@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flashu.errors import RecipeError
-from flashu.plan import Plan, Seen, Step, Task, share
+from flashu.plan import ModelSpec, Observations, Plan, Step, Task, share
 from flashu.plan.methods.base import Method
 
 
@@ -16,7 +16,7 @@ class FewerSteps(Method):
 
     name: ClassVar[str] = "fewer_steps"
     tasks: ClassVar[frozenset[Task]] = frozenset({"generation"})
-    writes: ClassVar[frozenset[str]] = frozenset({"forwards"})
+    fields: ClassVar[frozenset[str]] = frozenset({"forwards"})
 
     task: Task = "generation"
     steps: float = 0.5
@@ -26,8 +26,12 @@ class FewerSteps(Method):
         if self.steps <= 0:
             raise RecipeError(f"steps must be a fraction below 1 or a count, got {self.steps}")
 
-    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
+    def edit(self, plan: Plan, step: Step, observed: Observations) -> Plan:
         return plan
+
+    def check(self, spec: ModelSpec) -> None:
+        if spec.drawing == "autoregressive":
+            raise RecipeError(f"this model ({spec.family}) draws one token per forward: it cannot take fewer")
 
     def forwards(self, base: int) -> int:
         return max(1, share(self.steps, base))

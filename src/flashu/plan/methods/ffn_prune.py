@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from flashu.plan import TASKS, Plan, Seen, Step, Task
+from flashu.plan import TASKS, Observations, Plan, Step, Task
 from flashu.plan.methods.base import Method, in_window, require_ratio, require_tau
 
 
@@ -19,7 +19,7 @@ class FFNPrune(Method):
 
     name: ClassVar[str] = "ffn_prune"
     tasks: ClassVar[frozenset[Task]] = frozenset(TASKS)
-    writes: ClassVar[frozenset[str]] = frozenset({"layers.ffn"})
+    fields: ClassVar[frozenset[str]] = frozenset({"layers.ffn"})
 
     ratio: float = 0.20
     tau: float = 0.3
@@ -34,7 +34,7 @@ class FFNPrune(Method):
     def mask(self) -> str:
         return self.bank or self.task
 
-    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
+    def edit(self, plan: Plan, step: Step, observed: Observations) -> Plan:
         if not in_window(step, self.tau) or self.ratio == 0:
             return plan
         return replace(plan, layers=replace(plan.layers, ffn=self.mask))

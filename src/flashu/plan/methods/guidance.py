@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import ClassVar
 
 from flashu.errors import RecipeError
-from flashu.plan import Plan, Seen, Step, Task, share
+from flashu.plan import ModelSpec, Observations, Plan, Step, Task, share
 from flashu.plan.methods.base import Method, require_tau
 
 
@@ -17,13 +17,13 @@ class AdaptiveGuidance(Method):
 
     Without ``schedule``: scale low * s0, then s0 in the last ``switch`` (t_switch, count or fraction) of the forwards,
     where s0 is the request's guidance (Eq. 8, Table 7). With ``schedule`` ((forwards, scale), ...): those scales, the
-    last one holding on; give ``steps`` the schedule's sum, as `FlashUConfig` does.
+    last one holding on, of the first guidance branch; give ``steps`` the schedule's sum, as `FlashUConfig` does.
     ``steps``: number of forwards (>= 1) or fraction of the request's (T = 0.7 T0); 0 = as requested.
     """
 
     name: ClassVar[str] = "adaptive_guidance"
     tasks: ClassVar[frozenset[Task]] = frozenset({"generation"})
-    writes: ClassVar[frozenset[str]] = frozenset({"guidance"})
+    fields: ClassVar[frozenset[str]] = frozenset({"scales"})
 
     task: Task = "generation"
     low: float = 0.75
@@ -42,16 +42,25 @@ class AdaptiveGuidance(Method):
         if self.steps < 0:
             raise RecipeError(f"steps must be 0, a fraction below 1 or a count, got {self.steps}")
 
-    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
-        if plan.guidance is None:
+    def edit(self, plan: Plan, step: Step, observed: Observations) -> Plan:
+        if not plan.scales:
             return plan
         if not self.schedule:
             late = step.index >= step.total - share(self.switch, step.total)
-            return plan if late else replace(plan, guidance=self.low * plan.guidance)
+            low = {name: self.low * scale for name, scale in plan.scales.items()}
+            return plan if late else replace(plan, scales=low)
         ends = accumulate(count for count, _ in self.schedule)
         scales = (scale for _, scale in self.schedule)
         scale = next((s for end, s in zip(ends, scales, strict=True) if step.index < end), self.schedule[-1][1])
-        return replace(plan, guidance=scale)
+        return replace(plan, scales={**plan.scales, next(iter(plan.scales)): scale})
+
+    @property
+    def writes(self) -> frozenset[str]:
+        return self.fields | {"forwards"} if self.steps else self.fields
+
+    def check(self, spec: ModelSpec) -> None:
+        if self.steps and spec.drawing == "autoregressive":
+            raise RecipeError(f"this model ({spec.family}) draws one token per forward: give AdaptiveGuidance steps=0")
 
     def forwards(self, base: int) -> int:
         if self.steps == 0:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from flashu.errors import RecipeError
-from flashu.plan import Plan, Seen, Step, Task
+from flashu.plan import ModelSpec, Observations, Plan, Step, Task
 from flashu.plan.methods.base import Method
 
 
@@ -16,7 +16,7 @@ class GuidanceInterval(Method):
 
     name: ClassVar[str] = "guidance_interval"
     tasks: ClassVar[frozenset[Task]] = frozenset({"generation"})
-    writes: ClassVar[frozenset[str]] = frozenset({"guidance"})
+    fields: ClassVar[frozenset[str]] = frozenset({"scales"})
 
     task: Task = "generation"
     start: float = 0.0
@@ -29,7 +29,11 @@ class GuidanceInterval(Method):
                 f"guidance runs from start to stop, 0 <= start < stop <= 1, not {self.start}, {self.stop}"
             )
 
-    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
+    def check(self, spec: ModelSpec) -> None:
+        if self.start and spec.drawing == "autoregressive":
+            raise RecipeError(f"this model ({spec.family}) draws token by token: its guidance begins with the first")
+
+    def edit(self, plan: Plan, step: Step, observed: Observations) -> Plan:
         # In the middle of the forward, so that halves of an odd number are as even as can be.
         at = (step.index + 0.5) / step.total
-        return plan if self.start <= at < self.stop else replace(plan, guidance=None)
+        return plan if self.start <= at < self.stop else replace(plan, scales={})

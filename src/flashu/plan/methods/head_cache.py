@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from flashu.errors import RecipeError
-from flashu.plan import Plan, Room, Seen, Step, Task
+from flashu.plan import ModelSpec, Observations, Plan, Step, Task
 from flashu.plan.methods.base import Method, in_window, require_interval, require_tau
 
 
@@ -21,7 +21,7 @@ class HeadCache(Method):
 
     name: ClassVar[str] = "head_cache"
     tasks: ClassVar[frozenset[Task]] = frozenset({"generation"})
-    writes: ClassVar[frozenset[str]] = frozenset({"head"})
+    fields: ClassVar[frozenset[str]] = frozenset({"features"})
 
     task: Task = "generation"
     interval: int = 5
@@ -35,13 +35,13 @@ class HeadCache(Method):
         if self.first not in (0, 1):
             raise RecipeError(f"forwards are numbered from 0 or 1, not {self.first}")
 
-    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
+    def edit(self, plan: Plan, step: Step, observed: Observations) -> Plan:
         past, number = divmod(step.index + self.first, self.interval)
         kept = past * self.interval >= self.first
         if in_window(step, self.tau) and number and kept:
-            return replace(plan, head="reuse")
+            return replace(plan, features="reuse")
         return plan
 
-    def check(self, room: Room) -> None:
-        if not room.head_blocks:
-            raise RecipeError(f"{room.name} has no flow head to cache")
+    def check(self, spec: ModelSpec) -> None:
+        if not spec.head_blocks:
+            raise RecipeError(f"this model ({spec.family}) has no flow head to cache")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from flashu.errors import RecipeError
-from flashu.plan import TASKS, Plan, Probe, Room, Seen, Step, Task
+from flashu.plan import TASKS, ModelSpec, Observations, Plan, Probe, Step, Task
 from flashu.plan.methods.base import Method, in_window, require_interval, require_ratio, require_tau
 
 
@@ -24,7 +24,7 @@ class LayerSkip(Method):
 
     name: ClassVar[str] = "layer_skip"
     tasks: ClassVar[frozenset[Task]] = frozenset(TASKS)
-    writes: ClassVar[frozenset[str]] = frozenset({"layers.skip", "probe"})
+    fields: ClassVar[frozenset[str]] = frozenset({"layers.skip", "probe"})
 
     ratio: float = 0.20
     interval: int = 10
@@ -37,18 +37,18 @@ class LayerSkip(Method):
         require_interval("T_LS", self.interval)
         require_tau(self.tau)
 
-    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
+    def edit(self, plan: Plan, step: Step, observed: Observations) -> Plan:
         if not in_window(step, self.tau) or self.ratio == 0:
             return plan
         if step.index % self.interval == 0:
             return replace(plan, probe=self._probe())
-        if seen.similarity is None:
+        if observed.similarity is None:
             return plan
-        return replace(plan, layers=replace(plan.layers, skip=most_similar(seen.similarity, self.ratio)))
+        return replace(plan, layers=replace(plan.layers, skip=most_similar(observed.similarity, self.ratio)))
 
-    def check(self, room: Room) -> None:
-        if self.ratio and int(room.num_layers * self.ratio) == 0:
-            raise RecipeError(f"r_LS={self.ratio} skips none of the {room.num_layers} layers of {room.name}")
+    def check(self, spec: ModelSpec) -> None:
+        if self.ratio and int(spec.layers * self.ratio) == 0:
+            raise RecipeError(f"r_LS={self.ratio} skips none of the {spec.layers} layers of this model ({spec.family})")
 
     def _probe(self) -> Probe:
         if self.normed:

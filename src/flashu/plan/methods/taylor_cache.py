@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from flashu.errors import RecipeError
-from flashu.plan import Plan, Room, Seen, Step, Task
+from flashu.plan import ModelSpec, Observations, Plan, Step, Task
 from flashu.plan.methods.base import Method, in_window, require_interval, require_tau
 
 MAX_ORDER = 2
@@ -19,7 +19,7 @@ class TaylorCache(Method):
 
     name: ClassVar[str] = "taylor_cache"
     tasks: ClassVar[frozenset[Task]] = frozenset({"generation"})
-    writes: ClassVar[frozenset[str]] = frozenset({"head", "order"})
+    fields: ClassVar[frozenset[str]] = frozenset({"features", "order"})
 
     task: Task = "generation"
     interval: int = 3
@@ -33,11 +33,11 @@ class TaylorCache(Method):
         if not 0 <= self.order <= MAX_ORDER:
             raise RecipeError(f"the order is 0 to {MAX_ORDER}, not {self.order}")
 
-    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
+    def edit(self, plan: Plan, step: Step, observed: Observations) -> Plan:
         if in_window(step, self.tau) and step.index % self.interval:
-            return replace(plan, head="reuse", order=self.order)
+            return replace(plan, features="reuse", order=self.order)
         return plan
 
-    def check(self, room: Room) -> None:
-        if not room.head_blocks:
-            raise RecipeError(f"{room.name} has no flow head to cache")
+    def check(self, spec: ModelSpec) -> None:
+        if not spec.head_blocks:
+            raise RecipeError(f"this model ({spec.family}) has no flow head to cache")

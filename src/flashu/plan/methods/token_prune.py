@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 from flashu.errors import RecipeError
-from flashu.plan import Plan, Room, Route, Score, Seen, Side, Step, Task
+from flashu.plan import ModelSpec, Observations, Plan, Route, Score, Side, Step, Task
 from flashu.plan.methods.base import Method, require_ratio
 
 
@@ -22,7 +22,7 @@ class TokenPrune(Method):
 
     name: ClassVar[str] = "token_prune"
     tasks: ClassVar[frozenset[Task]] = frozenset({"understanding"})
-    writes: ClassVar[frozenset[str]] = frozenset({"layers.routes"})
+    fields: ClassVar[frozenset[str]] = frozenset({"layers.routes"})
 
     task: Task = "understanding"
     layer: int = 2
@@ -43,7 +43,7 @@ class TokenPrune(Method):
         if self.layer < 1:
             raise RecipeError(f"tokens can be pruned after layer 1 at the earliest, not after {self.layer}")
 
-    def edit(self, plan: Plan, step: Step, seen: Seen) -> Plan:
+    def edit(self, plan: Plan, step: Step, observed: Observations) -> Plan:
         if step.kind != "prefill" or self.ratio == 0:
             return plan
         if self.side == "calibrated":
@@ -54,6 +54,8 @@ class TokenPrune(Method):
     def resolved(self, side: Side) -> TokenPrune:
         return replace(self, side=side) if self.side == "calibrated" else self
 
-    def check(self, room: Room) -> None:
-        if self.layer >= room.num_layers:
-            raise RecipeError(f"cannot prune tokens after layer {self.layer}: {room.name} has {room.num_layers} layers")
+    def check(self, spec: ModelSpec) -> None:
+        if self.layer >= spec.layers:
+            raise RecipeError(
+                f"cannot prune tokens after layer {self.layer}: this model ({spec.family}) has {spec.layers} layers"
+            )

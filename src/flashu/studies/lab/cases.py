@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flashu.inference.calibrate.calibration import Calibration
+from flashu.inference.engine import recipe_for
 from flashu.plan import Task
 from flashu.plan.methods import (
     ChangeCache,
@@ -22,8 +23,8 @@ from flashu.plan.methods import (
     TokenPrune,
     UnconditionalReuse,
 )
-from flashu.plan.recipe import Recipe, exact, fast, paper, quality, shipped
-from flashu.studies.lab import inner
+from flashu.plan.presets import fast, paper, quality, tuned_presets
+from flashu.plan.recipe import Recipe, exact
 
 if TYPE_CHECKING:
     from flashu.studies.lab.lab import Lab
@@ -62,31 +63,33 @@ def vanilla() -> Case:
     return Case(VANILLA, exact(), kind=VANILLA)
 
 
-def flashu() -> Case:
-    return Case(FLASHU, paper(), kind=FLASHU)
+def flashu(lab: Lab) -> Case:
+    return Case(FLASHU, lab.fitted(paper()), kind=FLASHU)
 
 
-def without_parts(task: Task) -> list[Case]:
+def without_parts(lab: Lab, task: Task) -> list[Case]:
     """FlashU less each of its methods for a task."""
-    names = {method.name for method in paper().of(task)}
-    return [Case(f"without {part}", paper().without(name)) for part, name in PARTS.items() if name in names]
+    whole = lab.fitted(paper())
+    names = {method.name for method in whole.of(task)}
+    return [Case(f"without {part}", whole.without(name)) for part, name in PARTS.items() if name in names]
 
 
 def presets(lab: Lab) -> list[Case]:
     own = (("FlashU fast", fast()), ("FlashU quality", quality()))
-    return [flashu(), *(Case(label, recipe, kind=FLASHU) for label, recipe in own), *tuned(lab)]
+    return [flashu(lab), *(Case(label, lab.fitted(recipe), kind=FLASHU) for label, recipe in own), *tuned(lab)]
 
 
 def tuned(lab: Lab) -> list[Case]:
     """The shipped presets that were tuned on this model."""
-    files = {name: shipped(name, lab.model) for name in TUNED}
-    return [Case(f"tuned {n}", Recipe.from_file(path), kind="tuned preset") for n, path in files.items() if path]
+    model = lab.engine.model
+    names = [name for name in TUNED if f"{model.name}-{name}" in tuned_presets()]
+    return [Case(f"tuned {name}", recipe_for(model, f"{model.name}-{name}"), kind="tuned preset") for name in names]
 
 
 def generation(lab: Lab) -> list[Case]:
-    """FlashU and its baselines for drawing."""
+    """FlashU and its baselines for drawing, as far as the model has what they work on."""
     few = sorted((s for s in STEPS[: 2 * lab.size.points] if s < lab.steps), reverse=True)
-    return [
+    every = [
         vanilla(),
         *(Case(f"{VANILLA}, {s} steps", exact(), s, kind="fewer Euler steps") for s in few),
         *presets(lab),
@@ -102,6 +105,7 @@ def generation(lab: Lab) -> list[Case]:
         alone("pruning", "FFN pruning, own mask", FFNPrune("generation", 0.2, 0.0)),
         alone("pruning", "FFN pruning, agnostic", FFNPrune("generation", 0.2, 0.0, AGNOSTIC), agnostic(lab)),
     ]
+    return [case for case in every if lab.allows(case.recipe)]
 
 
 def understanding(lab: Lab) -> list[Case]:
@@ -127,7 +131,8 @@ def solved(solver: str, forwards: int) -> Case:
     return Case(label, Recipe((FewerSteps(steps=forwards),), label, solver=solver), kind="better solver")
 
 
+@torch.no_grad()
 def agnostic(lab: Lab) -> Calibration:
     """The lab's calibration with a mask that knows no task: neurons by the size of their weights alone."""
-    size = torch.stack([weight.abs().sum(0) for weight in inner.down_projections(lab.engine)]).cpu()
+    size = torch.stack([f.importance(torch.ones(f.neurons)).cpu() for f in lab.engine.model.ffns().values()])
     return lab.calibration.with_scores(AGNOSTIC, size, {"from": "weights alone"})

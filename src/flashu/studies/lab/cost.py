@@ -5,51 +5,56 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from flashu.bench.flops import FlopClock, counting
+from flashu.evaluation.components import AUTOENCODER, Stopwatch, TracedEngine
+from flashu.evaluation.flops import FlopClock, counting
 from flashu.inference.calibrate import samples
+from flashu.inference.engine import Engine
 from flashu.plan import share
-from flashu.plan.recipe import Recipe, exact, fast, paper, quality
-from flashu.studies.lab import figures, inner
+from flashu.plan.presets import fast, paper, quality
+from flashu.plan.recipe import Recipe, exact
+from flashu.studies.lab import figures
 from flashu.studies.lab.cases import without_parts
+from flashu.studies.lab.inner import prompts
 from flashu.studies.lab.lab import Lab
 from flashu.studies.lab.result import Claim, Result, Row, holds
 
 T = TypeVar("T")
 
 
-def counted(call: Callable[[], T]) -> tuple[T, float]:
-    """A call's result and its FLOPs."""
+def counted(engine: Engine, request: Callable[[Engine], T]) -> tuple[T, float]:
+    """A request's result and the FLOPs of the model's components."""
     clock = FlopClock()
+    watch = Stopwatch(clock)
     with counting(clock):
-        result = call()
-    return result, clock.now()
+        result = request(TracedEngine(engine, watch.part))
+    spent = watch.take()
+    return result, sum(spent.values()) - spent[AUTOENCODER]
 
 
 def cost(lab: Lab) -> Result:
     """One image and one answer under every recipe; the autoencoder's and the time embedding's FLOPs left out."""
-    presets = [exact(), paper(), fast(), quality()]
-    rows = [_drawing(lab, r) for r in (*presets, *(case.recipe for case in without_parts("generation")))]
-    rows += [_answering(lab, r) for r in (*presets, *(case.recipe for case in without_parts("understanding")))]
+    presets = [exact(), *map(lab.fitted, (paper(), fast(), quality()))]
+    rows = [_drawing(lab, r) for r in (*presets, *(case.recipe for case in without_parts(lab, "generation")))]
+    rows += [_answering(lab, r) for r in (*presets, *(case.recipe for case in without_parts(lab, "understanding")))]
     return Result("Eq. 5 and FLOPs: predicted against counted", rows, _claims(rows, lab), lab.about(), figures.cost)
 
 
 def _drawing(lab: Lab, recipe: Recipe) -> Row:
-    engine, text = lab.engine_of(recipe), inner.prompts(1)[0]
+    engine, text = lab.engine_of(recipe), prompts(1)[0]
     engine.prepare("generation", text)
-    made, flops = counted(lambda: engine.generate(text))
-    flops -= counted(lambda: engine.decode(made.latents))[1]
-    flops -= counted(lambda: inner.embed_time(engine, len(made.trace)))[1]
-    predicted = engine.explain("generation", prompt_tokens=inner.prompt_tokens(engine, text)).totals.flops
-    return _row("generation", recipe, flops, predicted)
+    made, flops = counted(engine, lambda traced: traced.generate(text))
+    first = made.trace[0]
+    prompt = first.past if first.step.kind == "block" else first.tokens
+    return _row("generation", recipe, flops, engine.explain("generation", prompt_tokens=prompt).totals.flops)
 
 
 def _answering(lab: Lab, recipe: Recipe) -> Row:
-    engine, (image, question) = lab.engine_of(recipe), samples.questions(1)[0]
+    engine, asked = lab.engine_of(recipe), samples.questions(1)[0]
     engine.prepare("understanding")
-    given, flops = counted(lambda: engine.answer(image, question))
-    flops -= counted(lambda: inner.encode(engine, image))[1]
-    flops -= counted(lambda: inner.embed_time(engine, 1))[1]
-    plan = engine.explain("understanding", question_tokens=inner.question_tokens(engine, question))
+    given, flops = counted(engine, lambda traced: traced.answer(*asked))
+    sizes = engine.sizes
+    question = given.trace[0].tokens - sizes.image_tokens(None, None) - sizes.spec.markers
+    plan = engine.explain("understanding", question_tokens=question)
     # The token that ends an answer was computed too; the answer may also have run to its longest.
     return _row("understanding", recipe, flops, sum(f.flops for f in plan.forwards[: len(given.trace)]))
 

@@ -1,98 +1,69 @@
-"""What the lab needs from inside a model. No other module of the lab names a model's parts."""
+"""What the lab needs from inside a model: the original program, answers of a given length, and inner values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashu.evaluation.scenes_items import asked_world
-from flashu.inference import requests
+from flashu.inference.actions import Action, AnswerRequest, Decode, DrawRequest
 from flashu.inference.calibrate import samples
-from flashu.inference.calibrate.importance import FFNNorms
+from flashu.inference.calibrate.importance import UNSEEN, FFNNorms
 from flashu.inference.engine import Engine
-from flashu.inference.loops.denoise import denoise
-from flashu.inference.samplers import flow
+from flashu.inference.run import Run, complete
+from flashu.models.family import TimedReference
+from flashu.models.pictures import Picture
 from flashu.models.protocol import UnifiedModel
-from flashu.models.showo2.original_engine import NAME, Original
-from flashu.plan import Plan, Step, Task
+from flashu.models.quantize import plain
+from flashu.models.registry import family
+from flashu.plan import Task
 from flashu.plan.recipe import exact
+from flashu.runtime.executor import Executor
+from flashu.runtime.layout import TokenLayout
 from flashu.runtime.runner import Observer, Runner
-from flashu.runtime.sampling import choose
 from flashu.runtime.scores import SCORES, Inner
-from flashu.runtime.tokens import TEXT, Tokens
 from flashu.scenes import benchmark
 from flashu.scenes.benchmark import CATEGORIES
 from flashu.scenes.world import SCENES, World
 
 SEED = 11
-ORIGINAL = NAME
-FEATURES, LLM, HEAD = "features", "LLM", "head"
+ORIGINAL = "original"
 
 
 # -- engines ---------------------------------------------------------------------------------------------------------
 def original(engine: Engine) -> Engine:
     """The original program on the same weights."""
-    return Original(engine.model, engine.processor)
+    return family(engine.model.spec.family).reference(engine.model, engine.processor)
 
 
-def endless(engine: Engine) -> Engine:
-    """The engine with no token that ends an answer, for answers of a length that is asked for."""
-    text = engine.processor.text
-    processor = replace(engine.processor, text=replace(text, ids=replace(text.ids, eos=-1)))
-    return engine.of(engine.model, processor, engine.fitted)
+class Endless(Engine):
+    """An engine that has no token that ends an answer."""
+
+    def _runs(self, scripts: Sequence[Sequence[Action]], choices: Sequence[Any] | None = None) -> list[Run]:
+        endless = [[replace(a, stop=frozenset()) if isinstance(a, Decode) else a for a in script] for script in scripts]
+        return super()._runs(endless, choices)
 
 
-# -- parts -----------------------------------------------------------------------------------------------------------
-def component_modules(engine: Engine) -> dict[str, Sequence[nn.Module]]:
-    """The modules of each component; none lies inside another."""
-    model = engine.model
-    features = (model.image_embedder_und, model.image_embedder_gen, model.und_trans, model.fusion_proj)
-    return {
-        FEATURES: (*features, model.time_embed, model.time_embed_proj),
-        LLM: (*model.layers, model.showo.model.norm),
-        HEAD: (model.diff_proj, *model.diffusion_head_a, model.diffusion_head_b),
-    }
-
-
-def down_projections(engine: Engine) -> Iterator[Tensor]:
-    """The weights that read each layer's FFN neurons [h, neurons], fp32."""
-    model: UnifiedModel = engine.model
-    for layer in model.layers:
-        yield layer.mlp.down_proj.weight.detach().float()
-
-
-def embed_time(engine: Engine, count: int) -> None:
-    """Compute ``count`` time embeddings, which no plan counts."""
-    engine.model.embed_time(torch.zeros(count, device=engine.model.device))
-
-
-def encode(engine: Engine, image: Image.Image) -> None:
-    """Compute the latents of one image."""
-    vae = engine.processor.vae
-    assert vae is not None
-    vae.encode(engine.processor.pixels(image).to(engine.model.device))
+def answering(engine: Engine, tokens: int | None) -> Callable[[Picture, str], object]:
+    """How an engine answers a question about an image; with exactly so many ``tokens`` if given."""
+    if tokens is None:
+        return engine.answer
+    if isinstance(engine, TimedReference):
+        return lambda image, question: engine.tokens([AnswerRequest(question, (image,), tokens)])
+    endless = Endless.of(engine.model, engine.processor, engine.prepared)
+    return lambda image, question: endless.answer(image, question, max_new_tokens=tokens)
 
 
 @torch.inference_mode()
 def pixels(engine: Engine, latents: Tensor) -> Tensor:
-    """Latents [B, c, h, w] as images in [0, 1]."""
-    vae = engine.processor.vae
-    assert vae is not None
-    return (vae.decode(latents.to(engine.model.device)).cpu() + 1) / 2
-
-
-def prompt_tokens(engine: Engine, text: str) -> int:
-    return len(engine.processor.text.prompt(text))
-
-
-def question_tokens(engine: Engine, question: str) -> int:
-    return sum(map(len, engine.processor.text.question(question)))
+    """What was drawn [B, ...] as images in [0, 1]."""
+    return (engine.layout.pixels(latents.to(engine.model.device)).cpu() + 1) / 2
 
 
 # -- inner values ----------------------------------------------------------------------------------------------------
@@ -107,50 +78,48 @@ def prompts(n: int, world: World = SCENES) -> list[str]:
 def observe(engine: Engine, task: Task, n: int, observer: Observer, at: Callable[[int], None] = lambda _: None) -> None:
     """The full model draws n prompts at once, or answers n questions one by one, under ``observer``. ``at`` is called
     with the number of each forward before it."""
-    model, processor, defaults = engine.model, engine.processor, engine.processor.defaults
-    world = asked_world(engine)
-    runner = Runner(model, observer=observer)
-    if task == "understanding":
-        for image, question in samples.questions(n, world):
-            at(0)
-            _, stream = requests.asking(runner, processor, exact(), [image], [question], None, choose)
-            for forward, _ in enumerate(stream, 1):
-                at(forward)
-        return
-    size = requests.latent_size(model, processor, defaults.height, defaults.width)
-    ids = [processor.text.prompt(text) for text in prompts(n, world)]
-    run, rows = requests.drawing(runner, processor, exact(), ids, size, defaults.steps, defaults.guidance)
-    z = torch.stack([flow.noise((model.config.image_latent_dim, *size), k) for k in range(len(ids))])
-
-    def after(step: Step, plan: Plan, latents: Tensor) -> None:
-        at(step.index + 1)
-
-    at(0)
-    denoise(run, rows, z.to(model.device), flow.grid(run.forwards, defaults.shift), after)
+    layout, world = engine.layout, asked_world(engine)
+    if task == "generation":
+        batches = [layout.draw([DrawRequest(text, k) for k, text in enumerate(prompts(n, world))], exact())]
+    else:
+        asked = samples.questions(n, world)
+        batches = [layout.answer([AnswerRequest(question, (image,))]) for image, question in asked]
+    for scripts in batches:
+        runs = [Run(script, exact(), engine.model.spec) for script in scripts]
+        at(0)
+        executor = Executor(Runner(engine.model, observer=observer))
+        complete(executor, runs, lambda k, _, runs=runs: at(len(runs[k].trace)))  # type: ignore[misc]
 
 
 class SecondMoments(FFNNorms):
     """Observer of E[a_j^2] of every FFN neuron over all real tokens."""
 
-    def __init__(self, num_layers: int) -> None:
-        super().__init__(num_layers)
-        self.tokens = [0] * num_layers
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: Counter[tuple[int, str]] = Counter()
 
-    def __call__(self, layer: int, name: str, value: Tensor, tokens: Tokens) -> None:
-        super().__call__(layer, name, value, tokens)
+    def __call__(self, layer: int, expert: str, name: str, value: Tensor, layout: TokenLayout) -> None:
+        super().__call__(layer, expert, name, value, layout)
         if name == "ffn":
-            self.tokens[layer] += int(tokens.valid.sum())
+            self.tokens[layer, expert] += int(layout.valid.sum())
 
-    def moments(self) -> Tensor:
-        """[layers, neurons]"""
-        squares = self.norms().square()
-        return squares / torch.tensor(self.tokens, device=squares.device)[:, None]
+    def errors(self, model: UnifiedModel) -> Tensor:
+        """E[a_j^2] ||w_j||^2 of the checkpoint's neurons [FFNs, neurons], as `UnifiedModel.ffns` lists them; `UNSEEN`
+        where no token went through."""
+        rows = []
+        for key, ffn in model.ffns().items():
+            error = torch.full((ffn.neurons,), UNSEEN)
+            if key in self.squares:
+                reads = plain(ffn.weights().output.weight).detach().float().square().sum(0)
+                error = ffn.stored(self.squares[key] / self.tokens[key] * reads).cpu()
+            rows.append(error)
+        return torch.stack(rows)
 
 
 class LayerSimilarity:
     """Observer of the mean cosine similarity of each layer's input and output, by kind of token.
 
-    The kinds: text, time (the token that opens the image block), image, and new (a token being decoded); the last
+    The kinds: text, image, marker (the other tokens of an image's block), and new (a token being decoded); the last
     token of a prefill, which Eq. 7 reads, is counted as "last" too.
     """
 
@@ -164,23 +133,25 @@ class LayerSimilarity:
         """The forward that comes next."""
         self.forward = forward
 
-    def __call__(self, layer: int, name: str, value: Tensor, tokens: Tokens) -> None:
+    def __call__(self, layer: int, expert: str, name: str, value: Tensor, layout: TokenLayout) -> None:
         if name == "input":
             self._input = value
         elif name == "output":
             assert self._input is not None
             cosine = F.cosine_similarity(self._input.float(), value.float(), dim=-1).cpu()
-            for kind, where in self._kinds(tokens).items():
+            for kind, where in self._kinds(layout).items():
                 key = (self.forward, kind, layer)
                 total, count = self.found.get(key, (0.0, 0))
                 self.found[key] = (total + float(cosine[where].sum()), count + int(where.sum()))
 
-    def _kinds(self, tokens: Tokens) -> dict[str, Tensor]:
-        if self.task == "understanding" and tokens.shape[1] == 1:
-            return {"new": tokens.valid}
-        block = (tokens.block != TEXT) & tokens.valid
-        last = torch.zeros_like(tokens.valid).scatter(1, tokens.last[:, None], True)
-        kinds = {"image": tokens.visual, "time": block & ~tokens.visual, "text": ~block & tokens.valid}
+    def _kinds(self, layout: TokenLayout) -> dict[str, Tensor]:
+        if self.forward and not bool(layout.visual.any()):
+            return {"new" if self.task == "understanding" else "image": layout.valid}
+        # In a block is who sees later tokens, and the last of those seen.
+        reach = F.pad(layout.sees.cummax(1).values[:, :-1], (1, 0), value=-1)
+        block = ((layout.sees > layout.order) | (reach >= layout.order)) & layout.valid
+        last = torch.zeros_like(layout.valid).scatter(1, layout.last[:, None], True)
+        kinds = {"image": layout.visual, "marker": block & ~layout.visual, "text": ~block & layout.valid}
         return kinds | ({"last": last} if self.task == "understanding" else {})
 
     def rows(self) -> list[dict[str, Any]]:
@@ -195,15 +166,15 @@ class LayerSimilarity:
 class AttentionAndNorms:
     """Observer of prefills: attention received and value norm of the visual tokens, by layer and sample."""
 
-    def __init__(self, num_layers: int) -> None:
-        self.pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(num_layers)]
+    def __init__(self, layers: int) -> None:
+        self.pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers)]
         self._seen: dict[str, Tensor] = {}
 
-    def __call__(self, layer: int, name: str, value: Tensor, tokens: Tokens) -> None:
+    def __call__(self, layer: int, expert: str, name: str, value: Tensor, layout: TokenLayout) -> None:
         self._seen[name] = value
-        if name != "value" or not bool(tokens.visual.any()):
+        if name != "value" or not bool(layout.visual.any()):
             return
-        inner = Inner(tokens, self._seen["key"], value, value, self._seen["query"])
+        inner = Inner(layout, self._seen["key"], value, value, self._seen["query"])
         attention, norm = (SCORES[kind](inner, 0).cpu() for kind in ("attention", "value_norm"))
-        for row, visual in enumerate(tokens.visual):
+        for row, visual in enumerate(layout.visual):
             self.pairs[layer].append((attention[row][visual], norm[row][visual].sqrt()))

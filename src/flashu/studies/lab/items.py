@@ -53,7 +53,7 @@ def up_to_date(path: Path, identity: str) -> bool:
 
 def identity_of(lab: Lab) -> str:
     """A hash of what the lab's results depend on: weights, calibration, presets, sizes, seed, drawing settings."""
-    model, defaults = lab.engine.model, lab.engine.processor.defaults
+    model, defaults = lab.engine.model, lab.engine.layout.defaults
     recipes = [case.recipe.to_dict() for case in presets(lab)]
     return key_of(
         checkpoint_hash(model), str(model.dtype), model.quantization, calibration_hash(lab.engine.calibration),

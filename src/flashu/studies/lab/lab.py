@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from flashu.bench.machine import conditions
+from rich.progress import Progress
+
+from flashu.errors import RecipeError
 from flashu.evaluation import scenes_items as items
 from flashu.evaluation.fidelity import Fidelity, fidelity, stacked
 from flashu.evaluation.ledger import Ledger
+from flashu.evaluation.machine import conditions
 from flashu.evaluation.scenes_drawing import DPGSuite, GenEvalSuite
 from flashu.evaluation.scenes_questions import QuestionSuite
 from flashu.evaluation.score_table import ScoreTable
@@ -22,6 +25,7 @@ from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.engine import Engine
 from flashu.models.weights import checkpoint_hash
 from flashu.plan import TASKS, Task
+from flashu.plan.presets import fitting
 from flashu.plan.recipe import Recipe, exact
 from flashu.studies.lab import inner
 
@@ -59,14 +63,6 @@ REDUCED = Size("reduced", 16, 1, 64, 96, 5, 3, 12, 3, mask_steps=20)
 FULL = Size("full", 100, 4, 150, 600, 25, 5, 48, 9)
 
 
-class Progress(Protocol):
-    """A progress display (rich's)."""
-
-    def add_task(self, description: str, *, total: float | None = ...) -> Any: ...
-    def advance(self, task_id: Any, advance: float = ...) -> None: ...
-    def remove_task(self, task_id: Any) -> None: ...
-
-
 @contextmanager
 def shown(progress: Progress | None, text: str, total: int) -> Iterator[Callable[[int], None]]:
     """One task of the display, gone when left; yields what advances it."""
@@ -82,13 +78,12 @@ def shown(progress: Progress | None, text: str, total: int) -> Iterator[Callable
 
 @dataclass(frozen=True, eq=False)
 class Lab:
-    """``engine`` brings the model; every item derives engines with other recipes from it. ``model``: its name."""
+    """``engine`` brings the model; every item derives engines with other recipes from it."""
 
     engine: Engine
     size: Size = REDUCED
     ledger: Ledger = field(default_factory=Ledger)
     progress: Progress | None = None
-    model: str = "scenes"
     seed: int = 0
     timed: dict[Any, dict[str, Spread]] = field(default_factory=dict)
     """Timings already taken."""
@@ -107,10 +102,22 @@ class Lab:
     def engine_of(self, recipe: Recipe, calibration: Calibration | None = None) -> Engine:
         return Engine(self.engine.model, self.engine.processor, recipe, calibration or self.calibration)
 
+    def fitted(self, recipe: Recipe) -> Recipe:
+        """A recipe without the methods that the model has no structure for."""
+        return fitting(recipe, self.engine.model.spec)
+
+    def allows(self, recipe: Recipe) -> bool:
+        """Whether the model has all that a recipe works on."""
+        try:
+            recipe.check(self.engine.model.spec)
+        except RecipeError:
+            return False
+        return True
+
     @property
     def steps(self) -> int:
         """Euler steps of the model by default."""
-        return self.engine.processor.defaults.steps
+        return self.engine.layout.defaults.steps
 
     # -- quality -----------------------------------------------------------------------------------------------
     @cached_property
@@ -166,17 +173,17 @@ class Lab:
             texts = self.dpg.texts
             return lambda n: engine.generate(texts[n % len(texts)], seed=n, steps=steps)
         asked = samples.questions(samples.SAMPLES, items.asked_world(self.engine))
-        chosen = engine if tokens is None else inner.endless(engine)
-        return lambda n: chosen.answer(*asked[n % len(asked)], max_new_tokens=tokens)
+        answer = inner.answering(engine, tokens)
+        return lambda n: answer(*asked[n % len(asked)])
 
     def about(self, **more: Any) -> dict[str, Any]:
         """The conditions of a measurement."""
         known = {
-            "model": self.model,
+            "model": self.engine.model.name,
             "model_hash": checkpoint_hash(self.engine.model),
             "size": self.size.name,
             "steps": self.steps,
-            "guidance": self.engine.processor.defaults.guidance,
+            "guidance": self.engine.layout.defaults.guidance,
             "batch": self.size.batch,
             "seed": self.seed,
         }

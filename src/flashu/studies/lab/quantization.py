@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
+
+from torch import nn
 
 from flashu.errors import FlashUError
 from flashu.evaluation.scenes_items import drawn_world
 from flashu.evaluation.score_table import ScoreTable
 from flashu.evaluation.statistics import Difference
 from flashu.inference.engine import Engine
-from flashu.models.quantize import SCHEMES, quantize, weight_bytes
+from flashu.models.memory import held_bytes
+from flashu.models.quantize import SCHEMES, quantize
 from flashu.plan.recipe import exact
 from flashu.studies.lab import figures
 from flashu.studies.lab.cases import VANILLA, vanilla
@@ -59,6 +63,6 @@ def _quantized(lab: Lab, refused: dict[str, str]) -> Iterator[tuple[str, Lab]]:
 
 
 def _row(task: str, label: str, scores: ScoreTable, change: Difference | None, lab: Lab) -> Row:
-    overall = scores.overall
+    overall, model = scores.overall, cast(nn.Module, lab.engine.model)
     cells = {"task": task, "method": label} | scored("Overall", overall) | {"n": overall.n} | compared(change)
-    return cells | {"weights MB": weight_bytes(lab.engine.model) / 1e6}
+    return cells | {"weights MB": held_bytes(model) / 1e6}

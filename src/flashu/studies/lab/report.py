@@ -17,16 +17,13 @@ STYLE = """
 :root { color-scheme: light dark; --faint: #808a94; --line: #80808040; }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 64rem; margin: 3rem auto; padding: 0 1.5rem; }
 section { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-p, summary, small, th { color: var(--faint); } summary { cursor: pointer; margin: 1rem 0; } a { color: inherit; }
+p, small, th { color: var(--faint); } a { color: inherit; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; } th { text-align: left; }
 th, td { padding: .45rem .9rem .45rem 0; vertical-align: top; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .claims td:first-child { width: 36%; font-weight: 500; } .claims td:last-child { width: 8rem; text-align: right; }
-details { overflow-x: auto; } details td { font-size: .78rem; } details small { display: block; }
 img { width: 100%; box-sizing: border-box; background: #fff; border-radius: 10px; padding: .6rem; margin: 1rem 0; }
 .yes, .no, .unclear { border-radius: 99px; padding: .05em .75em; font-size: .78rem; font-weight: 600;
   white-space: nowrap; color: #fff; background: #6b7280; } .yes { background: #2a7d4f; } .no { background: #b5303f; }
-@media print { details { display: none; } }
 """
 
 
@@ -72,8 +69,8 @@ def section(name: str, result: dict[str, Any], picture: Path) -> str:
     return (
         f'<section><h2 id="{name}">{title}</h2><table class="claims">{head}{rows}</table>'
         f'<img alt="{title}" src="data:image/png;base64,{image}">'
-        f"<details><summary>All {len(result['rows'])} rows</summary>{rows_table(result['rows'])}</details>"
-        f"<small><code>{escape(command(name, about))}</code><br>{escape(_conditions(about))}</small></section>"
+        f"<small>{len(result['rows'])} rows in {name}.csv; <code>{escape(command(name, about))}</code><br>"
+        f"{escape(_conditions(about))}</small></section>"
     )
 
 
@@ -81,32 +78,6 @@ def command(name: str, about: dict[str, Any]) -> str:
     """What measures an item again."""
     model = "" if about["model"] == "scenes" else f" --model {about['model']}"
     return f"flashu lab {name} --{about['size']} --seed {about['seed']}{model}"
-
-
-def rows_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as a table; a column's interval and number of items are shown below its value."""
-    every = list(dict.fromkeys(column for row in rows for column in row))
-    shown = [c for c in every if not (c.endswith((" low", " high", " n")) and c.rsplit(" ", 1)[0] in every)]
-    style = {c: ' class="n"' * any(isinstance(row.get(c), int | float) for row in rows) for c in shown}
-    head = "".join(f"<th{style[c]}>{escape(c)}</th>" for c in shown)
-    body = "".join("<tr>" + "".join(f"<td{style[c]}>{cell(row, c)}</td>" for c in shown) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def cell(row: dict[str, Any], column: str) -> str:
-    value = row.get(column)
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    if not isinstance(value, int | float):
-        return "" if value is None else escape(str(value))
-    low, high, n = (row.get(f"{column} {end}") for end in ("low", "high", "n"))
-    below = "" if low is None or high is None else f"[{number(low)}, {number(high)}]"
-    below += f" n = {n}" if n is not None else ""
-    return number(value) + (f"<small>{below}</small>" if below else "")
-
-
-def number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def _conditions(about: dict[str, Any]) -> str:

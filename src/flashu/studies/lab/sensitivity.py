@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from flashu.evaluation.scenes_drawing import FACTS
-from flashu.plan.recipe import FlashUConfig
+from flashu.plan.presets import FlashUConfig
 from flashu.studies.lab import figures
 from flashu.studies.lab.cases import Case, vanilla
 from flashu.studies.lab.compare import compare
@@ -37,7 +38,8 @@ def _case(name: str, value: float, guidance: str, config: FlashUConfig) -> Case:
 
 def sensitivity(lab: Lab) -> Result:
     """Speed and score on dense prompts."""
-    base, *outcomes = compare(lab, lab.dpg, [vanilla(), *cases(lab.size.points)])
+    swept = [replace(case, recipe=lab.fitted(case.recipe)) for case in cases(lab.size.points)]
+    base, *outcomes = compare(lab, lab.dpg, [vanilla(), *swept])
     rows = [outcome.row(FACTS) for outcome in outcomes]
     about = lab.about(vanilla=base.scores.overall.value, images=len(lab.dpg.texts))
     return Result("Figures 8 to 10: sensitivity", rows, _claims(rows), about, figures.sensitivity, 4.0)

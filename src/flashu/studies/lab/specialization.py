@@ -16,16 +16,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flashu.errors import FlashUError
 from flashu.evaluation.score_table import pooled
 from flashu.inference.calibrate.attention import spearman
 from flashu.inference.calibrate.calibration import Calibration
+from flashu.inference.calibrate.importance import UNSEEN
 from flashu.inference.engine import Engine
 from flashu.plan import TASKS, Task
 from flashu.plan.methods import FFNPrune
 from flashu.plan.recipe import Recipe, exact
-from flashu.studies.lab import figures, inner
+from flashu.studies.lab import figures
 from flashu.studies.lab.cases import Case
 from flashu.studies.lab.compare import compare
+from flashu.studies.lab.inner import SecondMoments, observe
 from flashu.studies.lab.lab import Lab
 from flashu.studies.lab.result import Claim, Result, Row, holds
 
@@ -36,20 +39,14 @@ ROLES = ("generation only", "understanding only", "shared", "neither")
 
 
 def errors(engine: Engine, task: Task, samples: int) -> Tensor:
-    """Eq. 1 for a task over so many requests of the full model [layers, neurons]."""
-    observer = inner.SecondMoments(engine.model.num_layers)
-    inner.observe(engine, task, samples, observer)
-    return reconstruction_error(engine, observer.moments()).cpu()
-
-
-def reconstruction_error(engine: Engine, second_moment: Tensor) -> Tensor:
-    """Eq. 1 of every neuron [layers, neurons] from E[a_j^2]."""
-    reads = torch.stack([weight.square().sum(0) for weight in inner.down_projections(engine)])
-    return second_moment * reads.to(second_moment.device)
+    """Eq. 1 for a task over so many requests of the full model [FFNs, neurons]."""
+    observer = SecondMoments()
+    observe(engine, task, samples, observer)
+    return observer.errors(engine.model)
 
 
 def roles(generation: Tensor, understanding: Tensor) -> Tensor:
-    """Role of every neuron [layers, neurons], an index into `ROLES`: critical for which tasks."""
+    """Role of every neuron [FFNs, neurons], an index into `ROLES`: critical for which tasks."""
     count = max(1, int(generation.shape[1] * CRITICAL))
     top = [
         torch.zeros_like(e, dtype=torch.bool).scatter(1, e.topk(count).indices, True)
@@ -73,9 +70,13 @@ def with_masks(lab: Lab, generation: Tensor, understanding: Tensor) -> Calibrati
 
 
 def specialization(lab: Lab) -> Result:
-    """The scatter, the shares, and the experiment: each task pruned by its own mask, the other's, a shared one and
-    random ones."""
-    generation, understanding = (errors(lab.engine, task, lab.size.samples) for task in TASKS)
+    """The scatter and the shares, of FFNs that serve both tasks, and the experiment: each task pruned by its own mask,
+    the other's, a shared one and random ones."""
+    found = [errors(lab.engine, task, lab.size.samples) for task in TASKS]
+    both = torch.stack([(error != UNSEEN).all(1) for error in found]).all(0)
+    if not both.any():
+        raise FlashUError("no FFN of this model serves both tasks: each has experts of its own")
+    generation, understanding = (error[both] for error in found)
     kinds = roles(generation, understanding)
     masks = {role: kinds == k for k, role in enumerate(ROLES)}
     shares = {role: float(mask.float().mean()) for role, mask in masks.items()}
@@ -89,7 +90,7 @@ def specialization(lab: Lab) -> Result:
             holds(shares["shared"] < CRITICAL / 3, shares["shared"] > CRITICAL / 2),
         )
     ]
-    known, vanilla = with_masks(lab, generation, understanding), {}
+    known, vanilla = with_masks(lab, *found), {}
     for task in TASKS:
         vanilla[task], more, claim = experiment(lab, task, known)
         rows += more

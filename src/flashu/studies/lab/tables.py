@@ -8,7 +8,8 @@ from dataclasses import replace
 from flashu.evaluation import scenes_questions as und
 from flashu.evaluation.scenes_drawing import FACTS
 from flashu.plan.methods import METHODS
-from flashu.plan.recipe import FlashUConfig, Recipe, UnderstandingConfig, paper
+from flashu.plan.presets import FlashUConfig, UnderstandingConfig, paper
+from flashu.plan.recipe import Recipe
 from flashu.studies.lab import figures
 from flashu.studies.lab.cases import Case, flashu, tuned, vanilla, without_parts
 from flashu.studies.lab.compare import LONG, LONGER, OVER_ORIGINAL, SECONDS, SPEEDUP, Outcome, compare
@@ -20,7 +21,7 @@ def table1(lab: Lab) -> Result:
     """Five question suites; FlashU as published, with the other pruning side, and the tuned presets."""
     other = replace(UnderstandingConfig(), token_side="smallest")
     turned = Case("FlashU, other side", replace(paper(), name="other side", methods=other.methods()))
-    cases = [vanilla(), flashu(), turned, *tuned(lab)]
+    cases = [vanilla(), flashu(lab), turned, *tuned(lab)]
     base, fast, smallest, *found = outcomes = compare(lab, lab.und, cases, blind=True)
     blind, seen = (base.scores.scores()[c] for c in (und.BLIND, und.VISION))
     # Mean relative change of the six scores of the 7B model in Table 1.
@@ -62,7 +63,7 @@ def table3(lab: Lab) -> Result:
 def _drawing(
     lab: Lab, suite: Suite, speed: tuple[str, float], loss: tuple[str, float]
 ) -> tuple[list[Outcome], list[Claim]]:
-    _, fast, *found = outcomes = compare(lab, suite, [vanilla(), flashu(), *tuned(lab)])
+    _, fast, *found = outcomes = compare(lab, suite, [vanilla(), flashu(lab), *tuned(lab)])
     within = Claim(loss[0], str(fast.change), loss_within(fast.changed, loss[1]))
     return outcomes, [*_speed(speed[0], fast, speed[1]), within, *_preset(found, 3.0)]
 
@@ -92,9 +93,8 @@ def _preset(found: Sequence[Outcome], times: float) -> list[Claim]:
 
 
 # -- Tables 4 and 5 ----------------------------------------------------------------------------------------------------
-def never_full() -> Recipe:
+def never_full(base: Recipe) -> Recipe:
     """FlashU without the Hybrid FFN: the pruned one to the end."""
-    base = paper()
     pruned = tuple(replace(m, tau=0.0) if m.name == "ffn_prune" else m for m in base.methods)  # type: ignore[call-arg]
     return replace(base, methods=pruned, name="without hybrid")
 
@@ -102,29 +102,30 @@ def never_full() -> Recipe:
 def ablation(lab: Lab) -> Result:
     """Generation on dense prompts, as in the paper; understanding on the five suites."""
     fewer = FlashUConfig(r_p=0, r_LS=0, T_cache=1, s_low=1).recipe("fewer steps")
+    whole = flashu(lab)
     cases = [
         vanilla(),
-        flashu(),
-        *without_parts("generation"),
-        Case("without hybrid", never_full()),
+        whole,
+        *without_parts(lab, "generation"),
+        Case("without hybrid", never_full(whole.recipe)),
         Case("FFN pruning only", paper().without(*(METHODS.keys() - {"ffn_prune"}))),
         Case("fewer steps only", fewer),
     ]
     drawn = compare(lab, lab.dpg, cases)
-    answered = compare(lab, lab.und, [vanilla(), flashu(), *without_parts("understanding")])
+    answered = compare(lab, lab.und, [vanilla(), whole, *without_parts(lab, "understanding")])
     rows = [{"task": "generation"} | o.row(FACTS) for o in drawn]
     rows += [{"task": "understanding"} | o.row("Vision") for o in answered]
     about = lab.about(images=len(lab.dpg.texts), questions=len(lab.und.items))
-    return Result("Tables 4 and 5: ablation", rows, _parts(drawn), about, figures.ablation, 4.8)
+    return Result("Tables 4 and 5: ablation", rows, _parts(lab, drawn), about, figures.ablation, 4.8)
 
 
-def _parts(drawn: Sequence[Outcome]) -> list[Claim]:
+def _parts(lab: Lab, drawn: Sequence[Outcome]) -> list[Claim]:
     by = {o.label: o for o in drawn}
     whole = by["FlashU"]
     hybrid = whole.scores.against(by["without hybrid"].scores)
     gains = {
         case.label: whole.times[SECONDS].speedup(by[case.label].times[SECONDS]).median
-        for case in without_parts("generation")
+        for case in without_parts(lab, "generation")
     }
     most = max(gains, key=lambda label: gains[label])
     pruning = by["FFN pruning only"].speedup

@@ -36,7 +36,7 @@ CHOICES: dict[str, tuple[Score, Side]] = {
 
 def vnorm(lab: Lab) -> Result:
     """Correlation on ``lab.size.samples`` questions, pruning on the five suites at equal ratios."""
-    observer = AttentionAndNorms(lab.engine.model.num_layers)
+    observer = AttentionAndNorms(lab.engine.model.spec.layers)
     observe(lab.engine, "understanding", lab.size.samples, observer)
     rows: list[Row] = []
     for layer, pairs in enumerate(observer.pairs, 1):

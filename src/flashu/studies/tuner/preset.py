@@ -12,7 +12,8 @@ from typing import Any
 from flashu.errors import FlashUError, RecipeError
 from flashu.evaluation.statistics import Spread
 from flashu.plan import Task
-from flashu.plan.recipe import Recipe, exact, paper
+from flashu.plan.presets import Target, load_recipe, paper
+from flashu.plan.recipe import Recipe, exact
 from flashu.studies.lab.lab import Lab
 from flashu.studies.tuner.search import Candidate, Search
 
@@ -68,12 +69,17 @@ def chosen(finalists: Sequence[Finalist]) -> Finalist:
     return max(kept, key=lambda f: f.seconds.speedup(f.exact).median)
 
 
-def joined(name: str, task: Task, recipe: Recipe, evidence: dict[str, Any], other: Path | None) -> dict[str, Any]:
-    """A preset file's content; the other task's methods and evidence come from the file ``other``."""
+def joined(
+    name: str, task: Task, recipe: Recipe, evidence: dict[str, Any], other: Path | None, target: Target
+) -> dict[str, Any]:
+    """A preset file's content, for one model only: ``target``. The other task's methods and evidence come from the file
+    ``other``; `RecipeError` if it was tuned on other weights."""
+    assert target.spec is not None
     methods, solver, proofs = recipe.of(task), recipe.solver, {task: evidence}
     if other is not None:
-        held = Recipe.from_file(other)
+        held = load_recipe(other, target)
         methods = (*methods, *(m for m in held.methods if m.task != task))
         solver = recipe.solver if task == "generation" else held.solver
         proofs = {**json.loads(other.read_text()).get("evidence", {}), **proofs}
-    return {"recipe": Recipe(methods, name, solver=solver).to_dict(), "evidence": proofs}
+    tuned = Recipe(methods, name, solver=solver).to_dict()
+    return {"family": target.spec.family, "model_hash": target.hash, "recipe": tuned, "evidence": proofs}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.progress import Progress
 from rich.table import Table
 
-from flashu.bench.machine import installed
 from flashu.evaluation.ledger import Ledger
+from flashu.evaluation.machine import installed
 from flashu.inference.engine import Engine
 from flashu.models.weights import checkpoint_hash
 from flashu.plan import Task
+from flashu.plan.presets import Target
 from flashu.plan.recipe import Recipe, exact
-from flashu.studies.lab.lab import REDUCED, Lab, Progress, shown
+from flashu.studies.lab.lab import REDUCED, Lab, shown
 from flashu.studies.tuner.budget import Budget
 from flashu.studies.tuner.preset import Finalist, chosen, confirmed, joined
 from flashu.studies.tuner.scorer import Scorer
@@ -34,12 +37,13 @@ class Found:
     """What a search ended with."""
 
     task: Task
+    target: Target
     best: Finalist
     finalists: list[Finalist]
     evidence: dict[str, Any]
 
     def file(self, name: str, evidence: dict[str, Any], other: Path | None) -> dict[str, Any]:
-        return joined(name, self.task, self.best.found.recipe, evidence, other)
+        return joined(name, self.task, self.best.found.recipe, evidence, other, self.target)
 
     def table(self) -> Table:
         table = Table("recipe", "score", "change", "FLOPs", "over exact", "over paper", "methods", box=None)
@@ -55,21 +59,20 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Tuner:
-    """``items``: of a trial that is not stopped early. ``model``: its name."""
+    """``items``: of a trial that is not stopped early."""
 
     engine: Engine
     task: Task
     budget: Budget
     items: int = 72
     seed: int = 0
-    model: str = "scenes"
     progress: Progress | None = None
 
     def tune(self, trials: int, finalists: int, repeats: int, path: Path | None) -> Found:
         """``path``: the study's file; finished work is kept beside it."""
         size = replace(REDUCED, repeats=repeats)
         with Ledger(None if path is None else path.with_suffix(".ledger.jsonl")) as ledger:
-            lab = Lab(self.engine, size, ledger, self.progress, self.model, self.seed)
+            lab = Lab(self.engine, size, ledger, self.progress, self.seed)
             search = self._search(lab)
             study = search.study(path)
             with shown(self.progress, f"trials, {self.task}", trials) as advance:
@@ -77,7 +80,13 @@ class Tuner:
                 search.run(study, trials, lambda: advance(1))
             measured = confirmed(search, lab, search.finalists(study, finalists), FRESH)
             best = chosen(measured)
-            return Found(self.task, best, measured, self._evidence(search, study, lab, measured, best))
+            return Found(self.task, self.target, best, measured, self._evidence(search, study, lab, measured, best))
+
+    @cached_property
+    def target(self) -> Target:
+        """The model that a preset found here is for."""
+        model = self.engine.model
+        return Target(model.name, model.spec, checkpoint_hash(model))
 
     def _search(self, lab: Lab) -> Search:
         def flops(recipe: Recipe) -> int:
@@ -87,12 +96,12 @@ class Tuner:
         return Search(
             Scorer(self.task, lab.engine_of, max(1, self.items // len(ROUNDS)), self.seed, lab.ledger),
             self.task,
-            self.engine.model.num_layers,
+            self.engine.model.spec.layers,
             self.budget,
             lambda recipe: flops(recipe) / full,
             len(ROUNDS),
             self.seed,
-            f"{self.task} {checkpoint_hash(self.engine.model)[:12]} {self.items} {self.seed}",
+            f"{self.task} {str(self.target.hash)[:12]} {self.items} {self.seed}",
         )
 
     def _evidence(

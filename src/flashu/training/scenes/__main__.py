@@ -13,16 +13,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flashu.models.showo2.autoencoders import SCENES_FILE
-from flashu.scenes.autoencoder import Autoencoder
+from flashu.models.registry import ASSETS, FAMILIES, family, family_of, resolve
+from flashu.models.small_autoencoder import FILE, SmallAutoencoder
 from flashu.scenes.tokenizer import build
 from flashu.scenes.world import WORLDS
 from flashu.training.scenes import curves
 from flashu.training.scenes.autoencoder import train_autoencoder
 from flashu.training.scenes.data import Batcher, build_pool
 from flashu.training.scenes.evaluate import score
-from flashu.training.scenes.export import ASSETS, export
-from flashu.training.scenes.unified import Settings, Trainer
+from flashu.training.scenes.trainer import Settings, Trainer
 
 CHECKPOINT_SECONDS = 120
 console = Console()
@@ -31,6 +30,7 @@ console = Console()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flashu.training.scenes", description=__doc__)
     parser.add_argument("--world", choices=WORLDS, default="scenes")
+    parser.add_argument("--family", choices=FAMILIES, help="of the model to train (default that of the shipped one)")
     parser.add_argument("--start", type=Path, help="folder of another world's trained model to begin with")
     parser.add_argument("--steps", type=int, default=4000, help="updates of the unified model")
     parser.add_argument("--generation", type=int, default=112, help="images to draw, per update")
@@ -43,30 +43,32 @@ def main() -> None:
     world = WORLDS[options.world]
     options.runs = options.runs or Path("runs", world.name)
     options.assets = options.assets or ASSETS / world.name
+    chosen = family(options.family) if options.family else family_of(resolve(world.name))
+    if chosen.trainer is None:
+        parser.error(f"{chosen.title} cannot be trained here")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for folder in (options.runs, options.assets):
         folder.mkdir(parents=True, exist_ok=True)
 
-    path = options.assets / SCENES_FILE
+    path = options.assets / FILE
     if not path.exists():
-        start = options.start / SCENES_FILE if options.start else None
+        start = options.start / FILE if options.start else None
         train_autoencoder(path, steps=700 if start else 1300, world=world, start=start, device=device, log=console.log)
-    autoencoder = Autoencoder.load(path)
+    autoencoder = SmallAutoencoder.load(path)
     console.log("drawing and encoding the pool of scenes")
     pool = build_pool(autoencoder, options.scenes, options.runs / "pool.pt", world=world)
     settings = Settings(options.steps, options.generation, options.understanding)
-    train(settings, Batcher(pool, build(world), settings.seed, world), autoencoder, device, options)
+    words = build(world)
+    network = chosen.trainer(world, words, settings.seed, options.start)
+    train(Trainer(settings, Batcher(pool, words, settings.seed, world), network, device), autoencoder, options)
 
 
-def train(
-    settings: Settings, batcher: Batcher, autoencoder: Autoencoder, device: str, options: argparse.Namespace
-) -> None:
+def train(trainer: Trainer, autoencoder: SmallAutoencoder, options: argparse.Namespace) -> None:
     """Runs to the planned step; checkpoints every two minutes, scores and exports every few."""
-    runs: Path = options.runs
-    trainer = Trainer(settings, batcher, device, start=options.start)
+    settings, batcher, runs = trainer.settings, trainer.batcher, options.runs
     checkpoint = runs / "checkpoint.pt"
     if checkpoint.exists():
-        trainer.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
+        trainer.load_state_dict(torch.load(checkpoint, map_location=trainer.device, weights_only=True))
         batcher.reseed(settings.seed + trainer.step)
         torch.manual_seed(settings.seed + trainer.step)
         console.log(f"resumed at step {trainer.step}")
@@ -95,7 +97,7 @@ def train(
                 _save(trainer, checkpoint)
                 saved = now
             if now - scored > 60 * options.evaluate_minutes or trainer.step == settings.steps:
-                _publish(trainer, autoencoder, batcher, options)
+                _publish(trainer, autoencoder, options)
                 scored = logged = time.monotonic()
 
 
@@ -104,11 +106,11 @@ def _save(trainer: Trainer, path: Path) -> None:
     os.replace(path.with_suffix(".new"), path)
 
 
-def _publish(trainer: Trainer, autoencoder: Autoencoder, batcher: Batcher, options: argparse.Namespace) -> None:
+def _publish(trainer: Trainer, autoencoder: SmallAutoencoder, options: argparse.Namespace) -> None:
     """Exports the averaged weights, scores them on a small held-out set, redraws the curves."""
-    model = trainer.averaged()
-    export(model, autoencoder, options.assets, batcher.world)
-    table = score(model, batcher, autoencoder, n=30)
+    network = trainer.averaged()
+    network.save(options.assets, autoencoder)
+    table = score(network, trainer.batcher, autoencoder, n=30)
     curves.append(options.runs / "scores.csv", {"step": trainer.step, **table})
     curves.draw(options.runs / "losses.csv", options.runs / "scores.csv", options.runs / "curves.png")
     console.log(f"held-out scores at step {trainer.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in table.items()))

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from flashu.models.small_autoencoder import SmallAutoencoder, to_tensor
 from flashu.scenes import captions, questions
-from flashu.scenes.autoencoder import Autoencoder, to_tensor
 from flashu.scenes.captions import training_caption
 from flashu.scenes.sampler import FAMILIES, training_scene
 from flashu.scenes.tokenizer import ANSWER, BOI, BOS, EOI, EOS, PAD, UNK
@@ -36,7 +36,7 @@ class Rows:
         return captions.longest(self.world) + 2
 
     @property
-    def drawn(self) -> slice:
+    def image_drawn(self) -> slice:
         """Slots of the time token and the image in a row that ends with them."""
         return slice(self.prefix, self.prefix + self.world.tokens + 1)
 
@@ -46,7 +46,7 @@ class Rows:
         return self.world.tokens + 4
 
     @property
-    def seen(self) -> slice:
+    def image_asked(self) -> slice:
         """Slots of the time token and the image in a row that questions follow."""
         return slice(2, 3 + self.world.tokens)
 
@@ -58,11 +58,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pool:
-    """Scenes by family with latents [n,4,h,w] and labels [n,N,2] of each square (shape, colour; 0 = empty)."""
+    """Scenes by family with latents [n,4,h,w] and labels [n,N,2] of each cell (shape, colour; 0 = empty)."""
 
     scenes: list[Scene]
     latents: Tensor
-    squares: Tensor
+    cells: Tensor
     family: dict[str, np.ndarray]
 
     def draw(self, mix: dict[str, float], n: int, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
@@ -70,7 +70,7 @@ class Pool:
         return names, np.array([rng.choice(self.family[f]) for f in names])
 
 
-def square_labels(scenes: list[Scene], world: World) -> Tensor:
+def cell_labels(scenes: list[Scene], world: World) -> Tensor:
     labels = np.zeros((len(scenes), world.tokens, 2), int)
     for i, scene in enumerate(scenes):
         for o in scene.objects:
@@ -80,7 +80,7 @@ def square_labels(scenes: list[Scene], world: World) -> Tensor:
 
 
 @torch.inference_mode()
-def build_pool(autoencoder: Autoencoder, n: int, cache: Path, seed: int = 2, world: World = SCENES) -> Pool:
+def build_pool(autoencoder: SmallAutoencoder, n: int, cache: Path, seed: int = 2, world: World = SCENES) -> Pool:
     """Draws n training scenes (the same for the same seed) and encodes them once; latents are cached on disk."""
     rng = np.random.default_rng(seed)
     shares = {"single": 0.1, "pair": 0.38, "count": 0.14, "multi": 0.38}
@@ -95,7 +95,7 @@ def build_pool(autoencoder: Autoencoder, n: int, cache: Path, seed: int = 2, wor
         torch.save(latents, cache)
     if len(latents) != len(scenes):
         raise ValueError(f"{cache} holds {len(latents)} latents for {len(scenes)} scenes: delete it")
-    return Pool(scenes, latents.clone(), square_labels(scenes, world), family)
+    return Pool(scenes, latents.clone(), cell_labels(scenes, world), family)
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,19 @@ class Batch:
     mask: Tensor
     image: slice  # slots of the time token and the image tokens
     latents: Tensor  # [B,4,h,w] clean
-    squares: Tensor  # [B,N,2]
+    cells: Tensor  # [B,N,2]
     targets: Tensor  # [B,S]: the token to predict at each slot, -100 = none
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor, slice]:
+        """As `Network.forward` takes them."""
+        return self.ids, self.pos, self.mask, self.image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the latents."""
+        height, width = self.latents.shape[-2:]
+        return height, width
 
 
 class Batcher:
@@ -117,7 +128,8 @@ class Batcher:
     def __init__(self, pool: Pool, tokenizer: Tokenizer, seed: int, world: World = SCENES) -> None:
         self.pool, self.tokenizer, self.world, self.rows = pool, tokenizer, world, Rows(world)
         self.rng = np.random.default_rng(seed)
-        self.id = {w: tokenizer.token_to_id(w) for w in (PAD, BOS, EOS, BOI, EOI, UNK, ANSWER)}
+        vocabulary = tokenizer.get_vocab()
+        self.id = {word: vocabulary[word] for word in (PAD, BOS, EOS, BOI, EOI, UNK, ANSWER)}
 
     def reseed(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -137,7 +149,7 @@ class Batcher:
                 text.insert(int(self.rng.integers(len(text) + 1)), self.id[UNK])
         ids, pos, mask = generation_rows(texts, self.id, self.rows)
         targets = torch.full_like(ids, -100)
-        return Batch(ids, pos, mask, self.rows.drawn, self.pool.latents[index], self.pool.squares[index], targets)
+        return Batch(ids, pos, mask, self.rows.image_drawn, self.pool.latents[index], self.pool.cells[index], targets)
 
     def understanding(self, n: int) -> Batch:
         """Several questions to an image: each sees the image and itself only, at positions right behind the image."""
@@ -162,10 +174,10 @@ class Batcher:
                 pos[row, at:end] = header + np.arange(len(tokens))
                 targets[row, at + len(question) : end - 1] = tokens[len(question) + 1 :]
                 at = end
-        image = self.rows.seen
+        image = self.rows.image_asked
         mask = understanding_mask(torch.from_numpy(segment), image)
-        rows = (torch.from_numpy(x) for x in (ids, pos))
-        return Batch(*rows, mask, image, self.pool.latents[index], self.pool.squares[index], torch.from_numpy(targets))
+        x, positions, wanted = (torch.from_numpy(row) for row in (ids, pos, targets))
+        return Batch(x, positions, mask, image, self.pool.latents[index], self.pool.cells[index], wanted)
 
     def _questions(self, scene: Scene) -> list[questions.Ask]:
         """Six questions of random kinds with random wished-for verdicts; now and then a description."""
@@ -177,13 +189,13 @@ class Batcher:
             found = questions.ask(kind, scene, want, self.rng)
             if found is not None:
                 made.append((found.text, found.answer))
-        bare = self.rng.random(len(made)) < 0.2  # users leave out the mark
+        bare = self.rng.random(len(made)) < 0.2  # users leave out the question mark
         return [(q.rstrip("?.") if b else q, a) for (q, a), b in zip(made, bare, strict=True)]
 
 
 def generation_rows(texts: list[list[int]], special: dict[str, int], rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Token rows [bos, text, boi, time, image], padded on the left so that the image block has fixed slots."""
-    prefix, length = rows.prefix, rows.drawn.stop
+    prefix, length = rows.prefix, rows.image_drawn.stop
     ids = np.full((len(texts), length), special[PAD])
     start = np.array([prefix - 2 - len(t) for t in texts])
     for row, text in enumerate(texts):

@@ -17,7 +17,7 @@ from flashu.models.showo2.model import ShowO2
 
 Model = TypeVar("Model", bound=ShowO2)
 Block = Literal["script", "training"]
-Layout = Literal["raster", "patch"]
+Unpatchify = Literal["raster", "patch"]
 
 
 def adopted(
@@ -25,7 +25,7 @@ def adopted(
     cls: type[Model] = ShowO2,  # type: ignore[assignment]
     *,
     exact_rope: bool = False,
-    unpatchify: Layout = "raster",
+    unpatchify: Unpatchify = "raster",
     understanding_block: Block = "script",
 ) -> Model:
     """A model whose parameters and buffers are those of ``module`` (the same tensors), in eval mode.
@@ -59,7 +59,7 @@ def share(view: ShowO2, module: nn.Module, exact_rope: bool = False) -> None:
             )
     for name, parameter in theirs.items():
         owner, leaf = place(view, name)
-        owner._parameters[leaf] = parameter
+        setattr(owner, leaf, parameter)
     buffers = dict(module.named_buffers(remove_duplicate=False))
     for name, _ in list(view.named_buffers(remove_duplicate=False)):
         owner, leaf = place(view, name)
@@ -67,21 +67,22 @@ def share(view: ShowO2, module: nn.Module, exact_rope: bool = False) -> None:
         source = name if name in buffers else re.sub(r"layers\.\d+\.self_attn\.", "", name)
         if source not in buffers:
             raise CheckpointError(f"{type(module).__name__} has no buffer {name}")
-        owner._buffers[leaf] = buffers[source]
+        setattr(owner, leaf, buffers[source])
     if exact_rope:
         _exact_rope(view, module)
 
 
 def stamp(module: nn.Module) -> tuple[object, ...]:
     """Changes whenever a weight or buffer is replaced, cast, moved or written to."""
-    return tuple(
-        (id(t), t.data_ptr(), t.dtype, t.device, None if t.is_inference() else t._version)
-        for group in (module.parameters(), module.buffers())
-        for t in group
-    )
+
+    def state(t: Tensor) -> tuple[object, ...]:
+        # The storage, as assigning ``.data`` (weights swapped for their average) changes neither id nor version.
+        return id(t), t.untyped_storage().data_ptr(), t.dtype, t.device, None if t.is_inference() else t._version
+
+    return tuple(state(t) for group in (module.parameters(), module.buffers()) for t in group)
 
 
-def sizes(module: Any, unpatchify: Layout = "raster", understanding_block: Block = "script") -> ShowO2Config:
+def sizes(module: Any, unpatchify: Unpatchify = "raster", understanding_block: Block = "script") -> ShowO2Config:
     """Sizes of an instance of the original class, read off its tensors; the few that leave no trace in a shape off
     its attributes (heads and eps)."""
     decoder, embedding = module.showo.model, module.showo.model.embed_tokens.weight
@@ -166,4 +167,4 @@ def _exact_rope(view: ShowO2, module: nn.Module) -> None:
         if not torch.allclose(right, buffer.float().cpu(), rtol=2 * step, atol=0):
             raise CheckpointError(f"{name} of {type(module).__name__} is not a rounding of the known frequencies")
         owner, leaf = place(view, name)
-        owner._buffers[leaf] = right.to(buffer.device)
+        setattr(owner, leaf, right.to(buffer.device))

@@ -1,23 +1,29 @@
-"""The original sampler's calls, one per evaluation, as one run."""
+"""The original sampler's calls, one per evaluation, as runs that go in step: one for each image."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from flashu.inference.loops import canvas as rows
-from flashu.inference.loops.canvas import Canvas
-from flashu.inference.loops.denoise import evaluate
-from flashu.inference.requests import blocks
-from flashu.inference.run import Run
+from flashu.inference.actions import Action, Append, Draw
+from flashu.inference.run import Run, SharedObservations, StepTrace
+from flashu.inference.samplers.base import Sampler
+from flashu.models.showo2.content import Part, Shown, Words
 from flashu.models.showo2.dropin.grid import evaluations
 from flashu.models.showo2.dropin.masks import draws
+from flashu.models.showo2.layout import UNCOND
 from flashu.models.showo2.model import ShowO2
-from flashu.plan import Plan, Seen, Step
+from flashu.models.showo2.rows import image_in, row_of, with_image
+from flashu.plan import MAIN, Guidance, Observations, Plan, Step
 from flashu.plan.recipe import Recipe
+from flashu.runtime.executor import Executor
+from flashu.runtime.layout import Segment
+from flashu.runtime.request import Want
 
 log = logging.getLogger("flashu")
 
@@ -66,6 +72,11 @@ class Call:
         """The latents before them in their row [slots - 1, c, H, W]."""
         return self.latents[: self.slots - 1]
 
+    @property
+    def count(self) -> int:
+        """Tokens of an image."""
+        return int(self.positions[0, 0, 1]) - 1
+
     def placed(self, v: Tensor) -> Tensor:
         """What the original returns: the drawn images' velocity in each half, and none of the held ones."""
         if self.slots == 1:
@@ -109,22 +120,127 @@ class Call:
         return None
 
 
-@dataclass(eq=False)
-class Drawing:
-    """The images being drawn: their run, what has been asked for, and what identifies the batch."""
+@dataclass(frozen=True, eq=False)
+class ImageRows:
+    """The rows that draw one image: what stands ``before`` it in each branch ({}: nothing, its rows are whole), and the
+    ``block`` that shows it."""
 
-    run: Run
-    canvas: Canvas
-    ids: Tensor
-    shape: torch.Size
-    held: Tensor
-    guidance: float
-    texts: Tensor | None
-    hint: int | None
-    guess: int
-    times: list[float] = field(default_factory=list)
-    made: list[tuple[Seen, Plan]] = field(default_factory=list)
-    warned: bool = False
+    before: Mapping[str, Segment]
+    block: Callable[[Shown], Segment | Mapping[str, Segment]]
+
+    def actions(self, guidance: float, sampler: Sampler) -> list[Action]:
+        scales = {UNCOND: guidance} if guidance > 0 else {}
+        appends = [Append((name,), (segment,)) for name, segment in self.before.items()]
+        return [*appends, Draw(Guidance(scales), sampler.total, lambda forwards, solver: sampler)]
+
+
+def image_rows(model: ShowO2, call: Call, padded: bool) -> list[ImageRows]:
+    """The rows of each image of a call: its prompts and the image block, or ``padded`` rows whole as they stand."""
+    ids, starts = call.ids.tolist(), call.positions[:, :, 0].tolist()
+    by_image = [range(n, len(ids), call.images) for n in range(call.images)]
+    names = (MAIN, UNCOND)[: call.halves]
+    if padded:
+        return [_whole(dict(zip(names, ((ids[r], starts[r][0]) for r in own), strict=True)), call) for own in by_image]
+    alone = with_image(0, call.count)
+    held = shown(model, call.held, torch.ones(1), call.count)
+    made = []
+    for own in by_image:
+        before = {}
+        for name, row in zip(names, own, strict=True):
+            # In the unconditional row all images lie in one place, and the last one covers the others.
+            before[name] = row_of(_text_and_images(ids[row], starts[row], held if name == MAIN else ()))
+        made.append(ImageRows(before, lambda image: image_in((), alone, 0, image)))
+    return made
+
+
+def _whole(rows: Mapping[str, tuple[Sequence[int], int]], call: Call) -> ImageRows:
+    layouts = {name: with_image(start, call.count, len(ids)) for name, (ids, start) in rows.items()}
+
+    def block(image: Shown) -> dict[str, Segment]:
+        return {name: image_in(ids, layouts[name], start, image) for name, (ids, start) in rows.items()}
+
+    return ImageRows({}, block)
+
+
+def _text_and_images(ids: Sequence[int], starts: Sequence[int], held: Sequence[Shown]) -> list[Part]:
+    """What stands before the last image of a row."""
+    parts: list[Part] = []
+    at = 0
+    for start, image in zip(starts, held, strict=False):  # the last start is that of the image to draw
+        parts += [Words(tuple(ids[at:start])), image]
+        at = start + len(image)
+    return [*parts, Words(tuple(ids[at : starts[-1]]))]
+
+
+def shown(model: ShowO2, latents: Tensor, t: Tensor, count: int) -> list[Shown]:
+    """Images [n, c, H, W] of ``count`` tokens each at one time t [1]."""
+    e_t, token = model.embed_time(t.to(model.device))
+    return [Shown(image, e_t, token, count) for image in latents]
+
+
+class CallerSampler:
+    """One image whose latents its caller moves: it is shown them before an evaluation and keeps the prediction.
+    ``total``: evaluations that there will be, as far as is known."""
+
+    kind: Literal["block", "token"] = "block"
+    want: Want = "prediction"
+    codes: tuple[int, int] | None = None
+
+    def __init__(self, block: Callable[[Shown], Segment | Mapping[str, Segment]], total: int) -> None:
+        self.total = total
+        self.prediction: Tensor | None = None
+        self._block = block
+        self._image: Shown | None = None
+        self._time = 0.0
+
+    def show(self, image: Shown, time: float, total: int) -> None:
+        """The latents of the next evaluation."""
+        self._image, self._time, self.total, self.prediction = image, time, total, None
+
+    def time(self, index: int) -> float:
+        return self._time
+
+    def segments(self, index: int) -> Segment | Mapping[str, Segment]:
+        assert self._image is not None
+        return self._block(self._image)
+
+    def advance(self, prediction: Tensor, index: int) -> None:
+        self.prediction = prediction
+        self.total = max(self.total, index + 2)  # the caller may always ask for one more
+
+    @property
+    def state(self) -> Tensor:
+        assert self._image is not None
+        return self._image.latents
+
+
+class Drawing:
+    """The images being drawn: their runs, what has been asked for, and what identifies the batch. ``hint``: the number
+    of evaluations, if the recipe says it; else it is inferred, from ``guess`` on."""
+
+    def __init__(self, executor: Executor, recipe: Recipe, call: Call, hint: int | None, guess: int) -> None:
+        self.executor, self.recipe, self.hint, self.guess = executor, recipe, hint, guess
+        self.model: ShowO2 = executor.model  # type: ignore[assignment]
+        self.total = hint or guess
+        self.times: list[float] = []
+        self.guidance, self.shape = call.guidance, call.latents.shape
+        self.ids, self.held = call.ids.clone(), call.held.clone()
+        rows = image_rows(self.model, call, recipe.padded)
+        # The released program has one layer-skipping list for a whole batch.
+        shared = SharedObservations() if recipe.reference else None
+        self.observations = [shared or SharedObservations() for _ in rows]
+        self.samplers = [CallerSampler(own.block, self.total) for own in rows]
+        self.runs = [
+            Run(own.actions(call.guidance, sampler), recipe, self.model.spec, observations=observed)
+            for own, sampler, observed in zip(rows, self.samplers, self.observations, strict=True)
+        ]
+        self._planned: list[tuple[Observations, Plan]] = []
+        self._warned = False
+
+    @property
+    def trace(self) -> list[StepTrace]:
+        """The evaluations of the first image."""
+        return self.runs[0].trace
 
     def continues(self, call: Call, t: float) -> bool:
         """Whether a call is the next evaluation of these images: t went on, and nothing else changed."""
@@ -140,24 +256,36 @@ class Drawing:
     def velocity(self, call: Call, t: float) -> Tensor:
         """Guided velocity [images, c, H, W] of the next evaluation."""
         self.times.append(t)
-        index = len(self.times) - 1
-        total = self.hint if self.hint is not None else evaluations(self.times, self.guess)
-        total = max(total, index + 1)
+        count = len(self.times)
+        total = max(self.hint or evaluations(self.times, self.guess), count)
         self._check(total)
-        self.run.forwards = total
-        model, z = self.run.runner.model, call.drawn
-        e_t, time_token = model.embed_time(call.t.reshape(-1)[:1].to(model.device))
-        step = Step("generation", "denoise", index, total)
-        self.made.append((self.run.seen, self.run.recipe.plan(step, self.run.seen, self.run.guidance)))
-        return evaluate(self.run, self.canvas, step, z, e_t, time_token[:, None], self.texts)[1]
+        self.total = total
+        # Any drift but "not known" does: plans are only compared with others for the same one.
+        observed = Observations(self.observations[0].similarity, 0.0)
+        self._planned.append((observed, self._plan(count - 1, total, observed)))
+        # A copy: some samplers move their latents in place.
+        images = shown(self.model, call.drawn.clone(), call.t.reshape(-1)[:1], call.count)
+        for sampler, image in zip(self.samplers, images, strict=True):
+            sampler.show(image, t, total)
+        return torch.stack(self._evaluated())
+
+    def _evaluated(self) -> list[Tensor]:
+        """Every sampler's prediction of the latents it was shown."""
+        while True:
+            pairs = zip(self.runs, self.samplers, strict=True)
+            waiting = [(run, run.prepare()) for run, sampler in pairs if sampler.prediction is None]
+            if not waiting:
+                return [sampler.prediction for sampler in self.samplers if sampler.prediction is not None]
+            outputs = self.executor.forward([request for _, request in waiting if request is not None])
+            for (run, _), output in zip(waiting, outputs, strict=True):
+                run.accept(output)
 
     def _check(self, total: int) -> None:
         """Say so, once, if an earlier evaluation was planned for another number of them."""
-        if self.warned or total == self.run.forwards:
+        if self._warned or total == self.total:
             return
-        for index, (seen, plan) in enumerate(self.made):
-            step = Step("generation", "denoise", index, total)
-            if self.run.recipe.plan(step, seen, self.run.guidance) != plan:
+        for index, (observed, plan) in enumerate(self._planned):
+            if self._plan(index, total, observed) != plan:
                 log.warning(
                     "evaluation %d was planned for another number of them than the %d there are: "
                     "give FlashUConfig(steps=%d)",
@@ -165,30 +293,15 @@ class Drawing:
                     total,
                     total,
                 )
-                self.warned = True
+                self._warned = True
                 return
 
-
-def lay_out(model: ShowO2, call: Call, padded: bool) -> Canvas:
-    """The rows of a call: what stands before each drawn image once and the image block, or whole rows as they stand."""
-    *before, starts = call.positions[:, :, 0].T.tolist()
-    count = int(call.positions[0, 0, 1]) - 1
-    listed = call.ids.tolist()
-    if padded:
-        return rows.padded(listed, starts, count)
-    prompts = [row[:start] for row, start in zip(listed, starts, strict=True)]
-    if not before:
-        return rows.packed(prompts, count)
-    seen = [(at, block) for (at, *_), block in zip(before, blocks(model, call.held), strict=True)]
-    # In the unconditional row all images lie in one place, and the last one covers the others.
-    return rows.packed(prompts, count, [seen, ()][: call.halves])
+    def _plan(self, index: int, total: int, observed: Observations) -> Plan:
+        step = Step("generation", "block", index, total, self.times[index])
+        return self.recipe.plan(step, observed, {UNCOND: self.guidance} if self.guidance > 0 else {})
 
 
 def absolute(recipe: Recipe) -> int | None:
     """The number of evaluations a recipe insists on whatever is asked for, if it does."""
     few, many = recipe.forwards(1000), recipe.forwards(2000)
     return few if few == many else None
-
-
-def embedded(model: ShowO2, canvas: Canvas) -> Tensor | None:
-    return None if canvas.ids is None else model.embed_text(canvas.ids.to(model.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,26 +12,29 @@ from torch import Tensor, nn
 
 from flashu.errors import RecipeError
 from flashu.inference.calibrate.calibration import Calibration
-from flashu.inference.prepared import Fitted
-from flashu.inference.run import Record, Run
+from flashu.inference.engine import RecipeSource, recipe_for
+from flashu.inference.prepared import PreparedRecipe
+from flashu.inference.run import StepTrace
 from flashu.models.showo2 import naive
-from flashu.models.showo2.dropin.adopt import Block, Layout, adopted, share, stamp
-from flashu.models.showo2.dropin.drawing import Call, Drawing, absolute, embedded, lay_out
+from flashu.models.showo2.dropin.adopt import Block, Unpatchify, adopted, share, stamp
+from flashu.models.showo2.dropin.bound import BoundMethods, unbind
+from flashu.models.showo2.dropin.drawing import Call, Drawing, absolute
 from flashu.models.showo2.dropin.grid import DEMO
-from flashu.models.showo2.dropin.masks import moved_to_training, tokens_of, told_apart
-from flashu.models.showo2.dropin.talking import talk
-from flashu.models.showo2.dropin.tuning import lacks, tune_on_drawing, tune_on_question
+from flashu.models.showo2.dropin.masks import as_in_training, layout_of, with_images_marked
+from flashu.models.showo2.dropin.talking import answered
+from flashu.models.showo2.dropin.tuning import learn_from_drawing, learn_from_question
 from flashu.models.showo2.model import ShowO2
 from flashu.plan import Task
 from flashu.plan.recipe import Recipe, exact
-from flashu.runtime.rooms import Rooms
-from flashu.runtime.tokens import Tokens
+from flashu.runtime.compile import LayerCalls
+from flashu.runtime.executor import Executor
+from flashu.runtime.layout import TokenLayout
 
 log = logging.getLogger("flashu")
 
 
 class DropIn:
-    """A recipe fitted to an instance of the original class, and our view of that instance's weights.
+    """A recipe prepared for an instance of the original class, and our view of that instance's weights.
 
     It holds the weights, not the instance. Each thread has its own drawing. The instance may be cast, moved or
     reloaded at any time: what was derived from its weights is then made anew.
@@ -40,41 +43,50 @@ class DropIn:
     def __init__(
         self,
         module: nn.Module,
-        recipe: Recipe,
+        recipe: RecipeSource,
         calibration: Calibration | None = None,
         *,
         exact_rope: bool = False,
-        unpatchify: Layout = "raster",
+        unpatchify: Unpatchify = "raster",
         understanding_block: Block = "script",
     ) -> None:
         self.model: ShowO2 = adopted(
             module, exact_rope=exact_rope, unpatchify=unpatchify, understanding_block=understanding_block
         )
-        if recipe.solver != "euler":
-            raise RecipeError(f"the program's own sampler moves the latents, so the solver cannot be {recipe.solver}")
-        self.fitted = Fitted(recipe, calibration, Rooms())
-        self.fitted.check(self.model)
-        self._asked = recipe
+        self._asked = recipe_for(self.model, recipe)
+        if self._asked.solver != "euler":
+            raise RecipeError(
+                f"the program's own sampler moves the latents, so the solver cannot be {self._asked.solver}"
+            )
+        self._asked.check(self.model.spec)
+        self.prepared = PreparedRecipe(self._asked, calibration, LayerCalls())
         self._exact_rope = exact_rope
         self._stamp = stamp(module)
         self._lock = threading.RLock()
         self._mine = threading.local()
         self._last = DEMO
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     @property
     def recipe(self) -> Recipe:
-        return self.fitted.recipe
+        return self.prepared.recipe
 
     @property
     def calibration(self) -> Calibration | None:
-        return self.fitted.calibration
+        return self.prepared.calibration
 
     @property
-    def trace(self) -> list[Record]:
-        """One record per evaluation of this thread's latest images."""
-        drawing: Drawing | None = getattr(self._mine, "drawing", None)
-        return [] if drawing is None else drawing.run.trace
+    def trace(self) -> list[StepTrace]:
+        """One entry per evaluation of the first of this thread's latest images."""
+        drawing = self._drawing
+        return [] if drawing is None else drawing.trace
+
+    def bind(self, module: nn.Module) -> None:
+        """Answer the instance's calls from now on."""
+        BoundMethods(module, self).bind()
+
+    def unbind(self, module: nn.Module) -> None:
+        unbind(module)
 
     # -- drawing -----------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -91,40 +103,29 @@ class DropIn:
         if min(times) != max(times):
             self._leave("the rows are at different times")
             return None
-        drawing: Drawing | None = getattr(self._mine, "drawing", None)
+        drawing = self._drawing
         if drawing is None or not drawing.continues(call, times[0]):
             if why := call.odd_start():
                 self._leave(why)
                 return None
             drawing = self._begin(call)
         v = drawing.velocity(call, times[0])
-        self._last = drawing.run.forwards
+        self._last = drawing.total
         return call.placed(v)
 
     def _begin(self, call: Call) -> Drawing:
         hint = absolute(self.recipe)
         with self._lock:
-            if lacks(self.fitted, "generation"):
+            if "generation" in self.prepared.lacking("generation"):
                 log.info("calibrating on the first images")
-                tune_on_drawing(self.fitted, self.model, call, hint or self._last)
-            self._ready("generation")
-            runner, recipe = self.fitted.runner(self.model), self.recipe
-        canvas = lay_out(self.model, call, recipe.padded)
-        guidance = call.guidance if call.guidance > 0 else None
-        run = Run(runner, recipe, "generation", hint or self._last, guidance=guidance)
-        drawing = Drawing(
-            run,
-            canvas,
-            call.ids.clone(),
-            call.latents.shape,
-            call.held.clone(),
-            call.guidance,
-            embedded(self.model, canvas),
-            hint,
-            self._last,
-        )
-        self._mine.drawing = drawing
-        return drawing
+                learn_from_drawing(self.prepared, self.model, call, hint or self._last)
+            executor = self._ready("generation")
+        self._mine.drawing = Drawing(executor, self.recipe, call, hint, self._last)
+        return self._mine.drawing
+
+    @property
+    def _drawing(self) -> Drawing | None:
+        return getattr(self._mine, "drawing", None)
 
     # -- seeing and talking ------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -133,41 +134,38 @@ class DropIn:
         module: nn.Module,
         x: Tensor,
         mask: Tensor | None,
-        most: int,
+        limit: int,
         stops: Collection[int],
         *,
         late: bool,
         **sampling: Any,
-    ) -> Iterator[int] | None:
+    ) -> list[int] | None:
         """Tokens after an embedded row x [1, S, h] under a dense mask (None = causal), or None where only the original
         can compute them. ``late``: the mask's blocks begin one token late; "training" puts them right."""
         self.refresh(module)
         if x.ndim != 3 or len(x) != 1:
             self._leave("there is more than one row to answer")
             return None
-        tokens = Tokens.text([x.shape[1]]) if mask is None else tokens_of(mask, late=late)
-        if tokens is None or tokens.shape[1] != x.shape[1]:
+        layout = TokenLayout.causal([x.shape[1]]) if mask is None else layout_of(mask, late=late)
+        if layout is None or layout.shape[1] != x.shape[1]:
             self._leave("the mask is not causal text with whole image blocks")
             return None
         x = x.to(self.model.dtype)
         if late:
-            tokens = told_apart(tokens, x, self.model.showo.model.embed_tokens.weight)
+            layout = with_images_marked(layout, x, self.model.showo.model.embed_tokens.weight)
             if self.model.config.understanding_block == "training":
-                tokens = moved_to_training(tokens)
+                layout = as_in_training(layout)
         with self._lock:
-            recipe = self.recipe
-            if lacks(self.fitted, "understanding"):
-                if bool(tokens.visual.any()):
+            lacking = "understanding" in self.prepared.lacking("understanding")
+            if lacking and not bool(layout.visual.any()):
+                log.info("text alone does not calibrate: computed exactly until a question about an image came")
+                executor, recipe = self._executor(), exact()
+            else:
+                if lacking:
                     log.info("calibrating on the first question")
-                    tune_on_question(self.fitted, self.model, x, tokens, max(most, 1), next(iter(stops), None))
-                else:
-                    log.info("text alone does not calibrate: computed exactly until a question about an image came")
-                    recipe = exact()
-            if recipe.of("understanding"):
-                self._ready("understanding")
-                recipe = self.recipe
-            runner = self.fitted.runner(self.model)
-        return talk(runner, recipe, x, tokens, most, stops, **sampling)
+                    learn_from_question(self.prepared, self.model, x, layout, max(limit, 1), stops)
+                executor, recipe = self._ready("understanding"), self.recipe
+        return answered(executor, recipe, x, layout, limit, stops, **sampling)
 
     @torch.no_grad()
     def spliced(self, module: nn.Module, ids: Tensor, latents: Tensor, t: Tensor, positions: Tensor) -> Tensor:
@@ -177,26 +175,30 @@ class DropIn:
 
     def embed(self, module: nn.Module, ids: Tensor) -> Tensor:
         self.refresh(module)
-        return self.model.embed_text(ids)
+        return self.model.embed_tokens(ids)
 
     # -- inside ------------------------------------------------------------------------------------------------
     def refresh(self, module: nn.Module) -> None:
-        """Follow the instance: after a cast, a move or a new checkpoint, point at its tensors and fit anew."""
+        """Follow the instance: after a cast, a move or a new checkpoint, point at its tensors and prepare anew."""
         with self._lock:
             now = stamp(module)
             if now == self._stamp:
                 return
             share(self.model, module, self._exact_rope)
-            self.fitted = Fitted(self._asked, self.calibration, self.fitted.rooms)
+            self.prepared = PreparedRecipe(self._asked, self.calibration, self.prepared.calls)
             self._stamp = now
             self._mine = threading.local()
 
-    def _ready(self, task: Task) -> None:
-        # All statistics are there by now, so nothing is gathered and no processor is needed.
-        self.fitted.prepare(self.model, None, task)  # type: ignore[arg-type]
+    def _ready(self, task: Task) -> Executor:
+        """An executor with what a task needs. All statistics are there by now, so no layout is needed to gather any."""
+        self.prepared.prepare(self.model, None, task)
+        return self._executor()
+
+    def _executor(self) -> Executor:
+        return Executor(self.prepared.runner(self.model))
 
     def _leave(self, why: str) -> None:
         """Say once why a call goes to the original program."""
-        if why not in self._told:
-            self._told.add(why)
+        if why not in self._logged:
+            self._logged.add(why)
             log.warning("left to the original program: %s", why)

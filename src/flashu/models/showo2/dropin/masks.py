@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from flashu.models.showo2 import naive
-from flashu.runtime.tokens import Tokens, visible
+from flashu.runtime.layout import TokenLayout, visible
 
 
 def allowed(mask: Tensor) -> Tensor:
@@ -14,59 +16,57 @@ def allowed(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask >= 0
 
 
-def tokens_of(mask: Tensor, *, late: bool) -> Tokens | None:
-    """The tokens of one row that a dense mask [.., S, S] describes; None if it is not causal with whole blocks.
+def layout_of(mask: Tensor, *, late: bool) -> TokenLayout | None:
+    """The layout of one row that a dense mask [.., S, S] describes; None if it is not causal with whole blocks.
 
     ``late``: the blocks begin one token late, as in the original's question script (first image token to the token
     after the image); then their last token is no image token. Else their first one, the time token, is none.
     """
     if mask.numel() != mask.shape[-1] ** 2 or mask.shape[-2:] != (mask.shape[-1],) * 2:
         return None
-    seen = allowed(mask).reshape(mask.shape[-2:]).cpu()
-    width = len(seen)
-    at = torch.arange(width)
-    furthest = torch.where(seen, at, -1).amax(dim=1)
-    block, visual = torch.zeros(1, width, dtype=torch.long), torch.zeros(1, width, dtype=torch.bool)
-    for number, end in enumerate(furthest[furthest > at].unique().tolist(), start=1):
+    attends = allowed(mask).reshape(mask.shape[-2:]).cpu()
+    at = torch.arange(len(attends))
+    furthest = torch.where(attends, at, -1).amax(dim=1)
+    layout = TokenLayout.causal([len(attends)])
+    for end in furthest[furthest > at].unique().tolist():
         start = int((furthest == end).nonzero()[0])
-        block[0, start : end + 1] = number
-        visual[0, start + (not late) : end + (not late)] = True
-    tokens = Tokens(at[None], block, torch.ones(1, width, dtype=torch.bool), visual)
-    rebuilt = visible(tokens, tokens)
-    whole = seen.all() if rebuilt is None else torch.equal(rebuilt[0, 0], seen)
-    return tokens if whole else None
+        layout = layout.block(start, end + 1, slice(start + (not late), end + (not late)))
+    rebuilt = visible(layout, layout)
+    same = attends.all() if rebuilt is None else torch.equal(rebuilt[0, 0], attends)
+    return layout if same else None
 
 
-def told_apart(tokens: Tokens, x: Tensor, words: Tensor) -> Tokens:
+def with_images_marked(layout: TokenLayout, x: Tensor, words: Tensor) -> TokenLayout:
     """The same question [1, S] with each image token marked: what is no row of the embedding table ``words`` [V, h],
     save the time tokens. The mask of a question about a video shows the first frames only.
 
     If what stands before the first image is not made of such rows either, the embeddings are no plain look-up: the row
     stays as the mask says.
     """
-    starts = _starts(tokens)
-    spoken = torch.isin(_keys(x[0]), _keys(words)).cpu()
-    if not starts or starts[0] < 1 or not bool(spoken[: starts[0] - 1].all()):
-        return tokens
-    visual = ~spoken
+    starts = _starts(layout)
+    text = torch.isin(_keys(x[0]), _keys(words)).cpu()
+    if not starts or starts[0] < 1 or not bool(text[: starts[0] - 1].all()):
+        return layout
+    visual = ~text
     visual[[start - 1 for start in starts]] = False
-    return Tokens(tokens.pos, tokens.block, tokens.valid, visual[None])
+    return replace(layout, visual=visual[None])
 
 
-def moved_to_training(tokens: Tokens) -> Tokens:
+def as_in_training(layout: TokenLayout) -> TokenLayout:
     """The same question with each late block where training has it: from the time token to the last image token."""
-    block = torch.zeros_like(tokens.block)
-    for number, start in enumerate(_starts(tokens), start=1):
-        after = (~tokens.visual[0, start:]).nonzero()
-        stop = start + int(after[0]) if len(after) else tokens.shape[1]
-        block[0, start - 1 : stop] = number
-    return Tokens(tokens.pos, block, tokens.valid, tokens.visual)
+    moved = TokenLayout.causal([layout.shape[1]])
+    for start in _starts(layout):
+        after = (~layout.visual[0, start:]).nonzero()
+        stop = start + int(after[0]) if len(after) else layout.shape[1]
+        moved = moved.block(start - 1, stop)
+    return replace(moved, visual=layout.visual)
 
 
-def _starts(tokens: Tokens) -> list[int]:
+def _starts(layout: TokenLayout) -> list[int]:
     """Where the blocks of one row begin."""
-    block = tokens.block[0]
-    return [int((block == number).nonzero()[0]) for number in block[block > 0].unique().tolist()]
+    order, sees = layout.order[0], layout.sees[0]
+    first = (sees > order) & (sees != torch.cat((order[:1] - 1, sees[:-1])))
+    return first.nonzero()[:, 0].tolist()
 
 
 def _keys(rows: Tensor) -> Tensor:

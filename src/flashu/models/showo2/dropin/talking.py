@@ -1,27 +1,29 @@
-"""The original's token loops over a growing cache."""
+"""The original's token loops, over a growing cache."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from flashu.inference.loops.decode import decode
+from flashu.inference.actions import Action, Append, Decode
 from flashu.inference.run import Run
+from flashu.models.showo2.content import Embedded, Row
+from flashu.plan import MAIN
 from flashu.plan.recipe import Recipe
-from flashu.runtime.runner import Runner
-from flashu.runtime.tokens import Tokens
+from flashu.runtime.executor import Executor
+from flashu.runtime.layout import Segment, TokenLayout
 
 
-def drawn_token(logits_BV: Tensor, *, temperature: float, top_k: int | None, top_p: float | None = None) -> Tensor:
-    """Next token of each row [B], sampled as the original does, from torch's own generator.
+def drawn_token(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None = None) -> Tensor:
+    """Next token of each row [B] from logits [B, V], sampled as the original does, from torch's own generator.
 
     It samples even where one token is left (top_k 1), so that the generator goes on as with the original. Its top-p
     fails on an index; here it keeps the fewest tokens that hold ``top_p`` of the mass.
     """
-    logits = logits_BV / temperature
+    logits = logits / temperature
     if top_k is not None:
         least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -32,25 +34,29 @@ def drawn_token(logits_BV: Tensor, *, temperature: float, top_k: int | None, top
     return torch.multinomial(logits.softmax(-1), 1)[:, 0]
 
 
-def talk(
-    runner: Runner,
+def after(x: Tensor, layout: TokenLayout, limit: int, stop: Collection[int] = ()) -> list[Action]:
+    """Text after one embedded row x [1, S, h]."""
+    row = Segment(Row((Embedded(x[0]),)), layout, x.shape[1])
+    return [Append((MAIN,), (row,)), Decode(MAIN, frozenset(stop), limit)]
+
+
+def answered(
+    executor: Executor,
     recipe: Recipe,
     x: Tensor,
-    tokens: Tokens,
-    most: int,
+    layout: TokenLayout,
+    limit: int,
     stops: Collection[int],
     *,
     temperature: float,
     top_k: int | None,
     top_p: float | None = None,
-) -> Iterator[int]:
-    """Tokens that follow one embedded row x [1, S, h]; the stopping token is the last, as in the original."""
-    if most < 1:
-        return
-    run = Run(runner, recipe, "understanding", most)
-    pick = partial(drawn_token, temperature=temperature, top_k=top_k, top_p=top_p)
-    for (token,) in decode(run, x, tokens, pick, None):
-        assert token is not None
-        yield token
-        if token in stops:
-            return
+) -> list[int]:
+    """At most ``limit`` tokens that follow an embedded row; the stopping token is the last, as in the original."""
+    choose = partial(drawn_token, temperature=temperature, top_k=top_k, top_p=top_p)
+    run = Run(after(x, layout, limit), recipe, executor.model.spec, choose=choose)
+    with torch.inference_mode():
+        while not run.done and not (run.text and run.text[-1] in stops):
+            run.step(executor)
+    run.close()
+    return run.text

@@ -1,0 +1,123 @@
+"""What a request does, as a list of actions on named branches; a family's layout writes it, a run carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor
+
+from flashu.errors import FlashUError
+from flashu.inference.samplers.base import Sampler
+from flashu.models.defaults import GenerationDefaults
+from flashu.models.pictures import Picture
+from flashu.models.video import Video
+from flashu.plan import Guidance
+from flashu.plan.explain import Sizes
+from flashu.plan.limits import check_number
+from flashu.plan.recipe import Recipe
+from flashu.runtime.layout import Segment
+
+
+@dataclass(frozen=True, eq=False)
+class Append:
+    """Segments join the contexts of some branches. Nothing is computed before it is read."""
+
+    to: tuple[str, ...]
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Fork:
+    """A branch that begins as another is now."""
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Decode:
+    """Text after a branch's context, token by token: at most ``limit`` tokens, up to one of ``stop``, which is not part
+    of it."""
+
+    branch: str
+    stop: frozenset[int]
+    limit: int
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """An image after the contexts of the main branch and the guidance branches. ``steps``: forwards before the recipe
+    shortens them. ``sampler``: (forwards, name of the solver) -> a new sampler."""
+
+    guidance: Guidance
+    steps: int
+    sampler: Callable[[int, str], Sampler]
+
+
+Action: TypeAlias = Append | Fork | Decode | Draw
+Visual: TypeAlias = "Picture | Video"
+"""What takes one place in a question."""
+History: TypeAlias = Sequence[tuple[str, Any]]
+"""What stands before the image to draw: texts, each with the image after it (a picture, or latents as drawn)."""
+
+
+@dataclass(frozen=True, eq=False)
+class DrawRequest:
+    """One image to draw. None = the model's default; ``images``: those to edit. `FlashUError` for unusable numbers."""
+
+    prompt: str
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    shift: float | None = None
+    height: int | None = None
+    width: int | None = None
+    history: History = ()
+    images: Sequence[Picture] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "guidance", "height", "width"):
+            check_number(name, getattr(self, name))
+        if self.shift is not None and (not isinstance(self.shift, Real) or not 0 < float(self.shift) < float("inf")):
+            raise FlashUError(f"shift must be a finite number greater than 0, got {self.shift!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerRequest:
+    """One question about images or videos; without any, a message. ``ids``: the whole row instead of ``text``, with a
+    placeholder for each image, as the model's processor writes it."""
+
+    text: str = ""
+    images: Sequence[Visual] = ()
+    max_new_tokens: int | None = None
+    ids: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("max_new_tokens", self.max_new_tokens)
+
+
+class Layout(Protocol):
+    """How a family writes its requests, and reads their results. Requests come together so that a picture that several
+    show is encoded once. Errors are `FlashUError`s, before anything is computed."""
+
+    defaults: GenerationDefaults
+    draws: bool
+    """Whether drawn samples can become images (an autoencoder is there)."""
+    sees: bool
+
+    def draw(self, requests: Sequence[DrawRequest], recipe: Recipe) -> list[list[Action]]: ...
+    def answer(self, requests: Sequence[AnswerRequest]) -> list[list[Action]]: ...
+    def padded_text(self, prompt: str) -> Segment:
+        """The padded row of a prompt with placeholders for its image, on which the released FlashU program calibrates;
+        `RecipeError` where there is no such program."""
+
+    def sizes(self, name: str) -> Sizes:
+        """What `plan.explain` needs."""
+
+    def pixels(self, drawn: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [-1, 1] of what samplers finished with [B, ...]."""
+
+    def text(self, ids: Sequence[int]) -> str: ...

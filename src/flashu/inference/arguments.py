@@ -1,0 +1,94 @@
+"""What users give an engine: checked, and one of each per request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import index
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from flashu.errors import FlashUError, ImageError, PromptError
+from flashu.inference.actions import AnswerRequest, History, Visual
+from flashu.inference.run import Event, StepTrace
+from flashu.plan import Plan, Step
+
+Shown: TypeAlias = "Visual | list[Visual] | tuple[Visual, ...]"
+"""What a question is about: one picture or video, or several (a list or tuple)."""
+OnStep: TypeAlias = Callable[[Step, Plan, Tensor], "Tensor | None"]
+"""Called after each forward of a drawing with the step, its plan (the last image's, where methods plan each by itself)
+and the state of all images: for flow, latents [B, c, H, W]. It may return another state to go on with."""
+
+
+class StepCalls:
+    """Calls ``on_step`` once for a step of runs that go together, when the last of them has taken it."""
+
+    def __init__(self, on_step: OnStep, count: int) -> None:
+        self._on_step, self._count = on_step, count
+        self._steps: dict[int, dict[int, Tensor]] = {}
+
+    def __call__(self, run: int, events: list[Event]) -> None:
+        for event in events:
+            if event.kind != "step":
+                continue
+            states = self._steps.setdefault(event.index, {})
+            states[run] = event.data
+            if len(states) == self._count:
+                assert event.trace is not None
+                self._call(event.trace, [states[n] for n in range(self._count)])
+                del self._steps[event.index]
+
+    def _call(self, trace: StepTrace, states: Sequence[Tensor]) -> None:
+        changed = self._on_step(trace.step, trace.plan, torch.stack(list(states)))
+        if changed is None:
+            return
+        if trace.step.time is None:
+            raise FlashUError("only latents can be changed between forwards, and this model draws codes")
+        for state, new in zip(states, changed, strict=True):
+            state.copy_(new)  # the next forward reads this tensor
+
+
+def texts_of(texts: str | Sequence[str]) -> list[str]:
+    """One text, or all of several."""
+    if not isinstance(texts, Iterable):
+        raise PromptError(f"a text must be a string, or a list of them, not {type(texts).__name__}")
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def seeds_of(seed: int | Sequence[int], count: int, of: str) -> list[int]:
+    """One for each image or question: given, or counted up from the first."""
+    given: Any = seed
+    try:
+        seeds = [index(given) + n for n in range(count)] if hasattr(given, "__index__") else [index(s) for s in given]
+    except TypeError as error:
+        raise FlashUError(f"a seed must be a whole number, got {seed!r}") from error
+    if len(seeds) != count:
+        raise FlashUError(f"{len(seeds)} seeds for {count} {of}: give one seed, or one for each")
+    if not all(-(2**63) <= one < 2**64 for one in seeds):
+        raise FlashUError(f"a seed must fit 64 bits, got {seed!r}")
+    return seeds
+
+
+def questions_about(
+    images: Shown | Sequence[Shown], questions: Sequence[str], max_new_tokens: int | None
+) -> list[AnswerRequest]:
+    """A request per question: all about one image or video, or each about its own of a list."""
+    shown = list(images) if isinstance(images, list | tuple) else [images] * len(questions)
+    if not questions or len(shown) != len(questions):
+        raise ImageError(f"{len(shown)} images for {len(questions)} questions: give one image per question")
+    groups = [tuple(one) if isinstance(one, list | tuple) else (one,) for one in shown]
+    if not all(groups):
+        raise ImageError("a question about no image: give at least one, or send a message without images")
+    return [AnswerRequest(text, group, max_new_tokens) for text, group in zip(questions, groups, strict=True)]
+
+
+def histories_of(history: History | Sequence[History], prompts: Sequence[str], one: bool) -> list[History]:
+    """A history per prompt: of ``one`` prompt a history itself, else a list of them. `PromptError` if it is neither."""
+    listed: Any = [history] if one else history
+    if not isinstance(listed, list | tuple) or len(listed) != len(prompts):
+        raise PromptError("with a list of prompts, history is a list with (text, image) pairs for each prompt")
+    for pairs in listed:
+        if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+            raise PromptError("a history is a list of (text, image) pairs, in the order of the row")
+    return list(listed)

@@ -1,0 +1,28 @@
+"""How a model is run unless a request says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flashu.errors import FlashUError
+from flashu.plan.limits import check_number
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """How a checkpoint is run unless told otherwise. ``steps`` are forwards; sizes are pixels."""
+
+    steps: int = 50
+    guidance: float = 5.0
+    shift: float = 3.0
+    height: int = 432
+    width: int = 432
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "guidance", "height", "width", "max_new_tokens"):
+            if getattr(self, name) is None:
+                raise FlashUError(f"{name} is missing: there is no default for a default")
+            check_number(name, getattr(self, name))
+        if not self.shift > 0:
+            raise FlashUError(f"shift must be positive, not {self.shift!r}")

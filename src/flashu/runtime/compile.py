@@ -1,0 +1,56 @@
+"""Layers by `torch.compile`. The plan is branched on outside, so a compiled layer never sees it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashu.models.ffn import FFNWeights
+from flashu.models.layers import AttentionContext, KeyValue
+
+LIMIT = 32
+"""Graphs of one function. A kind of input met after that runs eagerly; torch says so in one log line."""
+SEGMENT = 4
+"""Layers that take a single token as one compiled function: each call costs, each layer is code to compile."""
+
+FFN = Mapping[str, FFNWeights] | None
+
+
+def run_layer(layer: Any, x: Tensor, context: AttentionContext, *more: Any) -> tuple[Tensor, KeyValue]:
+    """A decoder layer (``more``: its FFN weights) or a head block (``more``: its condition)."""
+    return layer(x, context, *more)
+
+
+def run_segment(layers: Sequence[Any], x: Tensor, contexts: Sequence[AttentionContext], ffns: Sequence[FFN]) -> Tensor:
+    """Neighbouring layers on single tokens; their keys and values go into the static cache."""
+    for layer, context, ffn in zip(layers, contexts, ffns, strict=True):
+        x, _ = layer(x, context, ffn)
+    return x
+
+
+class LayerCalls:
+    """How layers are called: ``layer`` for blocks and prefills of any size, ``segment`` for single tokens."""
+
+    def __init__(self, compiled: bool = False, **options: Any) -> None:
+        self.compiled = compiled
+        self.layer, self.head_block, self.segment = run_layer, run_layer, run_segment
+        if compiled:
+            # So that a hook counts which a layer gets after its first call; torch passes over them unless told.
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
+            # Three functions of their own, so that each has its own count of graphs.
+            self.layer = _compile(lambda *given: run_layer(*given), dynamic=True, **options)
+            self.head_block = _compile(lambda *given: run_layer(*given), dynamic=True, **options)
+            self.segment = _compile(lambda *given: run_segment(*given), dynamic=False, **options)
+
+
+def _compile(function: Any, **options: Any) -> Any:
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        options |= {"recompile_limit": LIMIT, "isolate_recompiles": True}
+        return torch.compile(function, **options)
+    # torch before 2.12 has one limit for the whole process, and no public way to set it.
+    torch._dynamo.config.recompile_limit = max(LIMIT, torch._dynamo.config.recompile_limit)
+    return torch.compile(function, **options)

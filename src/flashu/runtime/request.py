@@ -1,0 +1,70 @@
+"""What runs ask of the executor, and what it gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from flashu.models.layers import Span
+from flashu.plan import Plan, Step
+from flashu.runtime.context import Context
+from flashu.runtime.layout import Segment
+
+Want = Literal["logits", "prediction", "nothing"]
+
+
+class Row(NamedTuple):
+    """One row of a forward: what stands before, and the tokens to compute (None: those pending in the context)."""
+
+    context: Context
+    segment: Segment | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StepRequest:
+    """One forward of one run, one row per branch.
+
+    By ``step.kind``: a "prefill" computes what is pending in the contexts; a "block" computes the rows' segments, which
+    leave no keys and values behind; a "token" appends ``ids`` [S] to every row. ``want``: what the runs read: logits
+    over ``codes`` (None = the vocabulary) at the rows' read tokens, or the head's prediction. ``features``: the head's
+    earlier output [rows, N, d], from which alone the prediction follows; what goes through the decoder is for a probe.
+    ``space``: tokens that a context will have to
+    take in after its prefill. ``spans``: expert of the ``ids``.
+    """
+
+    step: Step
+    plan: Plan
+    rows: tuple[Row, ...]
+    want: Want
+    codes: tuple[int, int] | None = None
+    features: Tensor | None = None
+    ids: Tensor | None = None
+    spans: tuple[Span, ...] = ()
+    space: int = 0
+
+    @property
+    def signature(self) -> Hashable:
+        """Requests of equal signatures are computed together. Skip lists, times and lengths may differ."""
+        segment = self.rows[0].segment
+        shape = () if segment is None else (segment.length, segment.layout.spans, len(segment.reads))
+        layers = replace(self.plan.layers, skip=frozenset())
+        size = None if self.ids is None else len(self.ids)
+        kept = self.features is None
+        return (self.step.kind, self.want, self.codes, self.plan.probe, layers, shape, size, self.spans, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a forward gave one run: ``values`` [rows, ...] as wanted; the head's ``features`` [rows, N, d] if it ran;
+    the probe's ``similarity`` by layer; ``tokens`` of each row that went through the decoder, behind ``past`` earlier
+    ones; ``shared``: tokens that went through before, for this run and others."""
+
+    values: Tensor | None
+    features: Tensor | None = None
+    similarity: tuple[float, ...] | None = None
+    tokens: int = 0
+    past: int = 0
+    shared: int = 0

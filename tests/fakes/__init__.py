@@ -1,0 +1,1 @@
+"""Made-up model families: what a new family has to bring, and the proof that the core names none."""
