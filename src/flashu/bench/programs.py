@@ -186,6 +186,13 @@ class OriginalProgram(Program):
         return self.engine.forwards(self.steps)
 
     @property
+    def flops(self) -> float:
+        sizes, batch = self.subject.sizes, self.subject.batch
+        images = sizes.image_tokens(None, None)
+        # A question's image is embedded before the forwards.
+        return super().flops - (0 if self.subject.drawing else batch * sizes.spec.image.flops(images, images))
+
+    @property
     def kind(self) -> StepKind:
         return StepKind(steps.ORIGINAL, guided=self.subject.guidance is not None)
 
