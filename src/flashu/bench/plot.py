@@ -6,9 +6,10 @@ from pathlib import Path
 
 from flashu.bench.result import Report
 from flashu.bench.rows import ORIGINAL
-from flashu.bench.steps import COMPONENTS, OTHER
+from flashu.bench.steps import OTHER
 from flashu.bench.table import component_names, times, title
 from flashu.errors import FlashUError
+from flashu.evaluation.components import COMPONENTS
 
 COLOURS = {name: f"C{n}" for n, name in enumerate(COMPONENTS)} | {OTHER: "lightgrey"}
 

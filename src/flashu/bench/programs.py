@@ -18,8 +18,9 @@ from flashu.bench.reads import Reads
 from flashu.bench.rows import Row
 from flashu.bench.steps import StepKind, count_kinds, shortest_run
 from flashu.bench.subject import Subject
-from flashu.bench.tracing import TracedExecutor, TracedGraphs, TracedModel, TracedRunner, Tracer
+from flashu.bench.tracing import TracedExecutor, TracedGraphs, Tracer
 from flashu.errors import FlashUError
+from flashu.evaluation.components import AUTOENCODER, TracedModel, TracedRunner
 from flashu.inference.calibrate.bank import arrange, sliced
 from flashu.inference.engine import CHECK_EVERY, Engine
 from flashu.inference.run import Event, Run, complete
@@ -133,10 +134,10 @@ class RecipeProgram(Program):
         subject, recipe, prepared = self.subject, self.engine.recipe, self.engine.prepared
         plans = None if known is None else shortest_run(self.table.forwards, self.pruned, known)
         tracer.begin(StepKind(steps.SETUP if subject.drawing else steps.ENCODE))
-        with tracer.component(steps.OTHER if subject.drawing else steps.AUTOENCODER):
+        with tracer.component(steps.OTHER if subject.drawing else AUTOENCODER):
             scripts = subject.scripts(recipe, self.steps)
         # New ones for every run, as for every request of a user.
-        model = TracedModel(subject.model, tracer)
+        model = TracedModel(subject.model, tracer.component)
         runner = TracedRunner(model, self.banks, LayerCalls() if eager else prepared.calls)
         graphs = None if eager else self.graphs
         if graphs is not None:
@@ -241,6 +242,6 @@ def decode_image(subject: Subject, tracer: Tracer, drawn: Tensor) -> None:
     """What was drawn to pixels, in a span of its own; nothing without an autoencoder."""
     if subject.layout.draws:
         tracer.begin(StepKind(steps.DECODE_IMAGE))
-        with torch.inference_mode(), tracer.component(steps.AUTOENCODER):
+        with torch.inference_mode(), tracer.component(AUTOENCODER):
             subject.layout.pixels(drawn)
         tracer.end()

@@ -14,7 +14,6 @@ SETUP, PROMPT, ORIGINAL, ENCODE, DECODE_IMAGE = "setup", "prompt", "original", "
 REUSE, REUSE_AND_PROBE = "reuse", "reuse with probe"
 AROUND = frozenset({SETUP, ENCODE, DECODE_IMAGE})
 """Steps that are no forward of the model: their FLOPs and bytes are not counted."""
-COMPONENTS = FEATURES, DECODER, LOGITS, HEAD, AUTOENCODER = "features", "LLM", "logits", "head", "VAE"
 OTHER = "other"
 """What belongs to no component."""
 REPEATED = 3

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from flashu.bench.result import Report, RowResult
 from flashu.bench.rows import EXACT, ORIGINAL
-from flashu.bench.steps import COMPONENTS, OTHER
+from flashu.bench.steps import OTHER
+from flashu.evaluation.components import COMPONENTS
 from flashu.evaluation.statistics import Spread
 from flashu.plan.table import amount
 

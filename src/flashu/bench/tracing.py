@@ -9,18 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from flashu.bench.steps import (
-    DECODER,
-    FEATURES,
-    HEAD,
-    LOGITS,
-    OTHER,
-    Pruned,
-    Span,
-    StepKind,
-    kind_of,
-    prompt_kind,
-)
+from flashu.bench.steps import OTHER, Pruned, Span, StepKind, kind_of, prompt_kind
+from flashu.evaluation.components import DECODER
 from flashu.evaluation.timing import Clock
 from flashu.plan import LayerPlan
 from flashu.runtime.executor import Executor
@@ -81,59 +71,6 @@ class Tracer:
         self._span, self._component = span, component
         if (now := self.clock.now()) is not None:
             self._readings.append((now, span, component))
-
-
-class TracedModel:
-    """A model whose embedding and logits, and whose head's predictions, are traced. All else is the model's own."""
-
-    def __init__(self, model: Any, tracer: Tracer) -> None:
-        self._model, self.tracer = model, tracer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    @property
-    def head(self) -> Any:
-        head = self._model.head
-        return None if head is None else _TracedHead(head, self.tracer)
-
-    def embed(self, contents: Sequence[Any]) -> list[Tensor]:
-        with self.tracer.component(FEATURES):
-            return self._model.embed(contents)
-
-    def logits(self, hidden: Tensor, codes: tuple[int, int] | None = None) -> Tensor:
-        with self.tracer.component(LOGITS):
-            return self._model.logits(hidden, codes)
-
-
-class _TracedHead:
-    def __init__(self, head: Any, tracer: Tracer) -> None:
-        self._head, self._tracer = head, tracer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._head, name)
-
-    def prediction(self, features: Tensor, contents: Sequence[Sequence[Any]]) -> Tensor:
-        with self._tracer.component(HEAD):
-            return self._head.prediction(features, contents)
-
-
-class TracedRunner(Runner):
-    """A runner whose decoder and head are traced from outside what may be compiled."""
-
-    model: TracedModel
-
-    def walk(self, *args: Any, **settings: Any) -> Any:
-        with self.model.tracer.component(DECODER):
-            return super().walk(*args, **settings)
-
-    def tokens(self, *args: Any, **settings: Any) -> Any:
-        with self.model.tracer.component(DECODER):
-            return super().tokens(*args, **settings)
-
-    def head(self, *args: Any, **settings: Any) -> Any:
-        with self.model.tracer.component(HEAD):
-            return super().head(*args, **settings)
 
 
 class TracedGraphs(GraphPool):

@@ -76,7 +76,7 @@ class Engine:
         if graphs and model.device.type != "cuda":
             raise FlashUError(f"CUDA graphs need a model on a CUDA device, not on {model.device}: leave graphs out")
         self._hold(model, processor)
-        calls, pool = LayerCalls(compile), GraphPool() if graphs else None
+        calls, pool = LayerCalls(compile, model.device), GraphPool() if graphs else None
         self.prepared = PreparedRecipe(recipe_for(model, recipe), calibration, calls, pool, in_place=in_place)
         self.recipe.check(model.spec)
 

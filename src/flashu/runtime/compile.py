@@ -14,8 +14,9 @@ from flashu.models.layers import AttentionContext, KeyValue
 
 LIMIT = 32
 """Graphs of one function. A kind of input met after that runs eagerly; torch says so in one log line."""
-SEGMENT = 4
-"""Layers that take a single token as one compiled function: each call costs, each layer is code to compile."""
+SEGMENTS = (12, 4)
+"""Layers that take a single token as one compiled function, the most that fit: each call costs, and any set of skipped
+layers is made of these and single ones."""
 
 FFN = Mapping[str, FFNWeights] | None
 
@@ -33,18 +34,26 @@ def run_segment(layers: Sequence[Any], x: Tensor, contexts: Sequence[AttentionCo
 
 
 class LayerCalls:
-    """How layers are called: ``layer`` for blocks and prefills of any size, ``segment`` for single tokens."""
+    """How layers are called: ``layer`` for image blocks, ``head_block`` for the drawing head's, ``segment`` for single
+    tokens. ``device``: where they compute; ``options``: of `torch.compile`."""
 
-    def __init__(self, compiled: bool = False, **options: Any) -> None:
+    def __init__(self, compiled: bool = False, device: torch.device | str = "cpu", **options: Any) -> None:
         self.compiled = compiled
         self.layer, self.head_block, self.segment = run_layer, run_layer, run_segment
         if compiled:
-            # So that a hook counts which a layer gets after its first call; torch passes over them unless told.
-            torch._dynamo.config.skip_nnmodule_hook_guards = False
             # Three functions of their own, so that each has its own count of graphs.
             self.layer = _compile(lambda *given: run_layer(*given), dynamic=True, **options)
             self.head_block = _compile(lambda *given: run_layer(*given), dynamic=True, **options)
+            if "backend" not in options and torch.device(device).type == "cpu":
+                # A token's kernels are so short that calling them from Python took a quarter of its time on `scenes`.
+                options["options"] = {"cpp_wrapper": True, **options.get("options", {})}
             self.segment = _compile(lambda *given: run_segment(*given), dynamic=False, **options)
+
+
+def hooked(layer: Any) -> bool:
+    """Whether a part of a layer has forward hooks. Compiled code passes over those that came after it, and checking for
+    them at every call costs 7 % of an answer on `scenes`; so a request looks once (torch has no public way to ask)."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in layer.modules())
 
 
 def _compile(function: Any, **options: Any) -> Any:

@@ -15,7 +15,7 @@ from flashu.models.layers import AttentionContext, KeyValue, Past, Rope, Slot, S
 from flashu.models.protocol import UnifiedModel
 from flashu.plan import FULL, LayerPlan, Probe
 from flashu.runtime.cache import KVBlock
-from flashu.runtime.compile import SEGMENT, LayerCalls, run_layer
+from flashu.runtime.compile import SEGMENTS, LayerCalls, hooked, run_layer, run_segment
 from flashu.runtime.context import KV
 from flashu.runtime.layout import TokenLayout, visible
 from flashu.runtime.scores import NEED_QUERY, Inner, dropped
@@ -78,6 +78,10 @@ class Runner:
         self.calls = calls or LayerCalls()
         self.observer = observer
         self._layers = list(model.layers)
+        blocks = () if model.head is None else model.head.blocks
+        # What has hooks runs eagerly.
+        watched = (*self._layers, *blocks) if self.calls.compiled else ()
+        self._eager = {id(layer) for layer in watched if hooked(layer)}
         self._ffns: dict[str, list[dict[str, FFNWeights] | None]] = {FULL: [None] * len(self._layers)}
         for name, bank in (banks or {}).items():
             by_layer: list[dict[str, FFNWeights] | None] = [{} for _ in self._layers]
@@ -166,8 +170,7 @@ class Runner:
         keep: bool,
     ) -> tuple[Tensor, KeyValue]:
         """Layer i on all rows, or on those at ``rows`` alone; the others pass, and only add keys and values."""
-        # What is kept is computed once: not worth compiling.
-        call = run_layer if keep else self.calls.layer
+        call = run_layer if id(self._layers[i]) in self._eager else self.calls.layer
         if rows is None:
             return call(self._layers[i], x, context, ffn)
         y, kv = call(self._layers[i], x[rows], _rows(context, rows), ffn)
@@ -196,14 +199,12 @@ class Runner:
                 self._layers[start].keys_values(x, contexts[start])
                 start += 1
                 continue
-            stop = start + 1
-            ahead = every[start : start + SEGMENT]
             plain = probe == "off" and self.observer is None
-            if plain and len(ahead) == SEGMENT and not any(i in skips.all or i in skips.running for i in ahead):
-                stop = ahead.stop
+            stop = start + (self._together(start, skips) if plain else 1)
             part = slice(start, stop)
             if plain:
-                y = self.calls.segment(self._layers[part], x, contexts[part], ffns[part])
+                call = run_segment if id(self._layers[start]) in self._eager else self.calls.segment
+                y = call(self._layers[part], x, contexts[part], ffns[part])
             else:
                 layout = _nowhere(x, spans)
                 tap = self._tap(start, x, layout, None)
@@ -217,6 +218,16 @@ class Runner:
                 y = torch.where(runs[:, None, None], y, x)
             x, start = y, stop
         return self.model.norm(x, spans), torch.stack(similarity, dim=1) if similarity else None
+
+    def _together(self, start: int, skips: Skips) -> int:
+        """How many layers from ``start`` on are called as one: those that every row runs, none of them hooked."""
+        for size in SEGMENTS:
+            ahead = range(start, start + size)
+            if ahead.stop <= len(self._layers) and not any(
+                i in skips.all or i in skips.running or id(self._layers[i]) in self._eager for i in ahead
+            ):
+                return size
+        return 1
 
     def head(
         self,
@@ -236,7 +247,9 @@ class Runner:
         for n, block in enumerate(head.blocks):
             assert view.head_rope is not None
             context = AttentionContext(view.head_rope, view.mask, None if past is None else past[n])
-            x, kv = (run_layer if keep else self.calls.head_block)(block, x, context, *condition)
+            # A context's pass through the head comes once: not worth compiling.
+            eager = keep or id(block) in self._eager
+            x, kv = (run_layer if eager else self.calls.head_block)(block, x, context, *condition)
             if keep:
                 kept.append(kv)
         return x, kept
