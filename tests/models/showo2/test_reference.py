@@ -117,3 +117,19 @@ def test_a_released_sizes_model_is_built_once_in_its_dtype() -> None:
     with torch.inference_mode():
         made_of = (made, ids, torch.randn(1, 4, 8, 8), torch.rand(1), naive.omni_mask(40, where), where)
         assert all(part.isfinite().all() for part in naive.forward(*made_of))
+
+
+def test_settings_are_honoured_or_refused(reference: Reference) -> None:
+    exact = flashu.Engine(reference.model, reference.processor)
+    settings = {"guidance": 2.0, "shift": 1.5, "height": 32, "width": 64, "steps": 4}
+    want = exact.generate("w1 w2", seed=3, **settings)  # type: ignore[arg-type]
+    got = reference.generate("w1 w2", seed=3, **settings)  # type: ignore[arg-type]
+    torch.testing.assert_close(got.latents, want.latents, atol=1e-4, rtol=1e-4)
+    for call in (
+        lambda: reference.generate("w1", images_per_prompt=2),  # type: ignore[call-arg]
+        lambda: reference.answer(want.images[0], "w1", temperature=0.5),  # type: ignore[call-arg]
+    ):
+        with pytest.raises(TypeError, match="unexpected keyword"):
+            call()
+    with pytest.raises(flashu.FlashUError):
+        reference.generate(["w1", "w2"])  # type: ignore[arg-type]
