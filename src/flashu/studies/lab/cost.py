@@ -81,8 +81,8 @@ def _claims(rows: list[Row], lab: Lab) -> list[Claim]:
     return [
         Claim(
             "(tool) FLOPs predicted from shapes are those computed",
-            f"largest deviation over {len(rows)} plans: {off:.2%} (a probe that finds the same list again "
-            "saves a pass over the prompt, which no prediction knows)",
+            f"largest deviation over {len(rows)} plans: {off:.2%} (no prediction knows that a probe that finds the "
+            "same list again saves a pass over the prompt, and that answers attend to their cache's free space too)",
             holds(off < 0.02),
         ),
         Claim(
