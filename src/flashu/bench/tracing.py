@@ -91,12 +91,9 @@ class TracedExecutor(Executor):
     def __init__(self, runner: Runner, graphs: GraphPool | None, tracer: Tracer, pruned: Pruned) -> None:
         super().__init__(runner, graphs)
         self.tracer, self.pruned = tracer, pruned
+        self.blocks.preparing = lambda under: tracer.nested(prompt_kind(under or LayerPlan(), self._guided, pruned))
 
     def forward(self, requests: Sequence[StepRequest]) -> list[Output]:
         self.tracer.begin(kind_of(requests[0].step, requests[0].plan, self.pruned))
         self._guided = len(requests[0].plan.branches) > 1
         return super().forward(requests)
-
-    def _stack(self, rows: Any, under: Sequence[LayerPlan | None], *more: Any, **settings: Any) -> Any:
-        with self.tracer.nested(prompt_kind(under[0] or LayerPlan(), self._guided, self.pruned)):
-            return super()._stack(rows, under, *more, **settings)

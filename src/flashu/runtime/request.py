@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -68,3 +68,31 @@ class Output:
     tokens: int = 0
     past: int = 0
     shared: int = 0
+
+
+def shared_out(
+    group: Sequence[StepRequest],
+    values: Tensor | None,
+    features: Tensor | None = None,
+    similarity: Tensor | None = None,
+    tokens: Sequence[int] = (),
+    pasts: Sequence[int] = (),
+    shared: Sequence[int] = (),
+) -> list[Output]:
+    """Each request's rows of what a group computed."""
+    outputs, start = [], 0
+    for n, request in enumerate(group):
+        rows = slice(start, start + len(request.rows))
+        start = rows.stop
+        probed = None if similarity is None else tuple(similarity[rows].mean(0).tolist())
+        outputs.append(
+            Output(
+                None if values is None else values[rows],
+                None if features is None else features[rows],
+                probed,
+                tokens[n] if tokens else 0,
+                pasts[n] if pasts else 0,
+                shared[n] if shared else 0,
+            )
+        )
+    return outputs

@@ -1,0 +1,167 @@
+"""Blocks: all tokens of an image at a time, behind contexts that they leave as they are."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashu.plan import LayerPlan, Plan
+from flashu.runtime.context import KV, Context
+from flashu.runtime.graphs import GraphPool
+from flashu.runtime.layout import Segment, TokenLayout, stack
+from flashu.runtime.prefill import Prefills, stacked_or_none
+from flashu.runtime.request import Output, Row, StepRequest, shared_out
+from flashu.runtime.runner import Runner, Skips, View
+
+PREPARED = 8
+"""Batches whose stacked contexts are kept: a run changes between a few layer plans."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """Rows that are computed together, more than once: their stacked contexts and what their tokens attend to.
+    ``rows`` keeps alive what the key of this entry names by id."""
+
+    rows: tuple[Row, ...]
+    layout: TokenLayout
+    past: KV | None
+    view: View
+    skips: Skips
+
+
+class Blocks:
+    """Computes the blocks of some requests together. ``preparing``: (layer plan) -> a context around the work on what
+    they have before them, for timing."""
+
+    def __init__(self, runner: Runner, prefills: Prefills, graphs: GraphPool | None) -> None:
+        self.runner, self.prefills, self.graphs = runner, prefills, graphs
+        self.model = runner.model
+        self.preparing: Callable[[LayerPlan | None], AbstractContextManager[Any]] = nullcontext
+        self._prepared: OrderedDict[Hashable, _Prepared] = OrderedDict()
+
+    def forward(self, group: list[StepRequest]) -> list[Output]:
+        first = group[0]
+        contents = [[_segment(row).content] for request in group for row in request.rows]
+        kept = None
+        if first.features is not None:
+            kept = torch.cat([request.features for request in group])  # type: ignore[misc]
+            if first.plan.probe == "off":
+                return shared_out(group, self._prediction(kept, contents), kept)
+            first = replace(first, want="nothing")  # the probe is all that is new
+        prepared = self._prepare(group)
+        x = self._embedded([content for (content,) in contents])
+        condition = self._condition(first, contents, x.shape[1])
+        if first.plan.probe != "off" or self.graphs is None:
+            features, similarity = self._features(first, prepared, x, condition)
+        else:
+            key = (first.signature, prepared.skips.all, *prepared.skips.running)
+            there = [n for n, tensor in enumerate(condition) if tensor is not None]
+
+            def captured(x: Tensor, *given: Tensor) -> Tensor:
+                changed = dict(zip(there, given, strict=True))
+                return self._features(first, prepared, x, [changed.get(n) for n in range(len(condition))])[0]
+
+            similarity = None
+            features = self.graphs(prepared, key, captured, x, *(condition[n] for n in there))  # type: ignore[arg-type]
+        features, values = features if kept is None else kept, None
+        if first.want == "logits":
+            values = self.model.logits(features, first.codes)
+        elif first.want == "prediction" or kept is not None:
+            values = self._prediction(features, contents)
+        tokens = prepared.layout.shape[1]
+        pasts = [request.rows[0].context.length for request in group]
+        return shared_out(group, values, features, similarity, [tokens] * len(group), pasts)
+
+    def _features(
+        self, request: StepRequest, prepared: _Prepared, x: Tensor, condition: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The read tokens' output of the decoder, or of the head's blocks [R, N, d]; the probe [R, layers]."""
+        done = self.runner.walk(
+            x,
+            prepared.layout,
+            request.plan.layers,
+            past=prepared.past,
+            view=prepared.view,
+            probe=request.plan.probe,
+            skips=prepared.skips,
+        )
+        features = done.hidden
+        if request.want == "prediction":
+            past = None if prepared.past is None else prepared.past.head
+            features, _ = self.runner.head(features, condition, prepared.view, past)
+        reads = [_segment(row).reads for row in prepared.rows]
+        if all(read == reads[0] for read in reads):
+            return features[:, reads[0].start : reads[0].stop], done.similarity
+        return torch.stack(
+            [x[read.start : read.stop] for x, read in zip(features, reads, strict=True)]
+        ), done.similarity
+
+    def _condition(
+        self, request: StepRequest, contents: Sequence[Sequence[Any]], width: int
+    ) -> tuple[Tensor | None, ...]:
+        """What conditions the head's blocks, if they will run."""
+        if request.want != "prediction" or self.model.head is None:
+            return ()
+        return self.model.head.condition(contents, width)
+
+    def _prediction(self, features: Tensor, contents: Sequence[Sequence[Any]]) -> Tensor:
+        assert self.model.head is not None
+        return self.model.head.prediction(features, contents)
+
+    def _embedded(self, contents: Sequence[Any]) -> Tensor:
+        """Embedded rows [R, S, D] of equal length; content that several rows share is embedded once."""
+        distinct = {id(content): content for content in contents}
+        place = {key: n for n, key in enumerate(distinct)}
+        index = [place[id(content)] for content in contents]
+        embedded = torch.stack(self.model.embed(list(distinct.values())))
+        if len(distinct) == 1:
+            return embedded.expand(len(contents), -1, -1)
+        return embedded if index == list(range(len(distinct))) else embedded[index]
+
+    def _prepare(self, group: list[StepRequest]) -> _Prepared:
+        """The stacked contexts of a group's rows, computed if they are not yet."""
+        rows = tuple(row for request in group for row in request.rows)
+        plans = [request.plan for request in group for _ in request.rows]
+        under = [self._under(plan) for plan in plans]
+        skips = [plan.layers.skip for plan in plans]
+        key = tuple(
+            (id(row.context), row.context.length, plan, skip, id(_segment(row).layout))
+            for row, plan, skip in zip(rows, under, skips, strict=True)
+        )
+        if (known := self._prepared.get(key)) is not None:
+            self._prepared.move_to_end(key)
+            return known
+        with self.preparing(under[0]):
+            prepared = self._stack(rows, under, Skips.of(skips, self.model.device), head=group[0].want == "prediction")
+        self._prepared[key] = prepared
+        if len(self._prepared) > PREPARED:
+            self._prepared.popitem(last=False)
+        return prepared
+
+    def _stack(self, rows: tuple[Row, ...], under: Sequence[LayerPlan | None], skips: Skips, head: bool) -> _Prepared:
+        """The stacked contexts of rows under a layer plan each; what is pending in them is computed first."""
+        contexts: dict[LayerPlan | None, dict[int, Context]] = {}
+        for row, plan in zip(rows, under, strict=True):
+            contexts.setdefault(plan, {})[id(row.context)] = row.context
+        for plan, distinct in contexts.items():
+            self.prefills.fill(list(distinct.values()), plan, head)
+        past = stacked_or_none([row.context.kv(plan) for row, plan in zip(rows, under, strict=True)])
+        layout = stack([row.context.placed(_segment(row)) for row in rows])
+        return _Prepared(rows, layout, past, self.runner.view(layout, None if past is None else past.layouts[0]), skips)
+
+    def _under(self, plan: Plan) -> LayerPlan | None:
+        """The layer plan that the contexts of a block are computed under; None: whatever they were computed under."""
+        if plan.context is not None:
+            return plan.context
+        return replace(plan.layers, routes=()) if self.model.spec.context == "same" else None
+
+
+def _segment(row: Row) -> Segment:
+    assert row.segment is not None
+    return row.segment
