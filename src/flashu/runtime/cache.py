@@ -102,9 +102,10 @@ class KVBlock:
             for kv, n in zip(whole.layers, self.shape.space_of, strict=True)
         ]
         self.position = torch.zeros(self.rows, dtype=torch.long, device=model.device)
-        cos, sin = model.rope(torch.arange(self.shape.reach, device=model.device)[None])
-        self._tables = cos[0, 0], sin[0, 0]
-        self._rope: Rope = tuple(x.clone() for x in self._turned(self.position[:, None]))  # type: ignore[assignment]
+        # Cosines and sines in one table, so that a step looks up both at once.
+        self._table = torch.cat(model.rope(torch.arange(self.shape.reach, device=model.device)[None]), dim=-1)[0, 0]
+        self._turned = self._table.index_select(0, self.position)
+        self._rope: Rope = tuple(x[:, None, None] for x in self._turned.chunk(2, dim=-1))  # type: ignore[assignment]
         self._fill(whole, positions, more)
 
     def fill(self, rows: Sequence[KV], positions: Sequence[int], more: int) -> None:
@@ -126,10 +127,6 @@ class KVBlock:
             space.refresh()
         self.position.copy_(torch.tensor(positions))
         self._refresh_rope()
-
-    def _turned(self, position: Tensor) -> Rope:
-        cos, sin = (table[position][:, None] for table in self._tables)
-        return cos, sin
 
     def hold(self, contexts: Sequence[Context]) -> None:
         """These contexts decode here, one in each row."""
@@ -162,7 +159,8 @@ class KVBlock:
             return self._single[spans]
         rope = self._rope
         if tokens > 1:
-            rope = self._turned(self.position[:, None] + torch.arange(tokens, device=self.position.device))
+            ahead = self.position[:, None] + torch.arange(tokens, device=self.position.device)
+            rope = tuple(self._table[ahead][:, None].chunk(2, dim=-1))  # type: ignore[assignment]
         windows = {id(s): (s.at, s.mask) if tokens == 1 else s.window(tokens) for s in self.spaces}
         found = []
         for (k, v), space in zip(self.storage, self.space_of, strict=True):
@@ -200,9 +198,7 @@ class KVBlock:
         self._refresh_rope()
 
     def _refresh_rope(self) -> None:
-        last = len(self._tables[0]) - 1
-        for current, new in zip(self._rope, self._turned(self.position[:, None].clamp(max=last)), strict=True):
-            current.copy_(new)
+        torch.index_select(self._table, 0, self.position.clamp(max=len(self._table) - 1), out=self._turned)
 
 
 class KVPool:

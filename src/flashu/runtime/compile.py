@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashu.models.ffn import FFNWeights
-from flashu.models.layers import AttentionContext, KeyValue
+from flashu.models.layers import AttentionContext, KeyValue, Span
 
 LIMIT = 32
 """Graphs of one function. A kind of input met after that runs eagerly; torch says so in one log line."""
@@ -26,11 +26,18 @@ def run_layer(layer: Any, x: Tensor, context: AttentionContext, *more: Any) -> t
     return layer(x, context, *more)
 
 
-def run_segment(layers: Sequence[Any], x: Tensor, contexts: Sequence[AttentionContext], ffns: Sequence[FFN]) -> Tensor:
-    """Neighbouring layers on single tokens; their keys and values go into the static cache."""
+def run_segment(
+    layers: Sequence[Any],
+    x: Tensor,
+    contexts: Sequence[AttentionContext],
+    ffns: Sequence[FFN],
+    norm: Callable[[Tensor, tuple[Span, ...]], Tensor] | None = None,
+) -> Tensor:
+    """Neighbouring layers on single tokens, and the final ``norm`` after the last; their keys and values go into the
+    static cache."""
     for layer, context, ffn in zip(layers, contexts, ffns, strict=True):
         x, _ = layer(x, context, ffn)
-    return x
+    return x if norm is None else norm(x, contexts[-1].spans)
 
 
 class LayerCalls:

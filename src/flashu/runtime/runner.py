@@ -204,7 +204,10 @@ class Runner:
             part = slice(start, stop)
             if plain:
                 call = run_segment if id(self._layers[start]) in self._eager else self.calls.segment
-                y = call(self._layers[part], x, contexts[part], ffns[part])
+                last = stop == len(every) and start not in skips.running
+                y = call(self._layers[part], x, contexts[part], ffns[part], self.model.norm if last else None)
+                if last:
+                    return y, None
             else:
                 layout = _nowhere(x, spans)
                 tap = self._tap(start, x, layout, None)

@@ -48,16 +48,13 @@ class Tokens:
         assert first.ids is not None
         size = len(first.ids)
         places = [_slot(row).row for request in group for row in request.rows]
-        ids = torch.zeros(block.rows, size, dtype=torch.long, device=self.model.device)
-        skips = [first.plan.layers.skip] * block.rows
-        given = [request.ids for request in group for _ in request.rows]
-        if places == list(range(block.rows)):
-            ids = torch.stack(given)  # type: ignore[arg-type]
-        else:  # rows that have stopped go along with any token
-            ids[places] = torch.stack(given)  # type: ignore[arg-type]
-        for request in group:
-            for row in request.rows:
-                skips[_slot(row).row] = request.plan.layers.skip
+        whole = places == list(range(block.rows))
+        ids = torch.stack([request.ids for request in group for _ in request.rows])  # type: ignore[misc]
+        skips = [request.plan.layers.skip for request in group for _ in request.rows]
+        if not whole:  # rows that have stopped go along with any token
+            ids = ids.new_zeros(block.rows, size).index_copy(0, torch.tensor(places, device=ids.device), ids)
+            own, skips = dict(zip(places, skips, strict=True)), [first.plan.layers.skip] * block.rows
+            skips = [own.get(row, skip) for row, skip in enumerate(skips)]
         similarity: list[Tensor | None] = [None]
         lists = Skips.of(skips, self.model.device)
 
@@ -78,7 +75,6 @@ class Tokens:
             for row in request.rows:
                 row.context.position += size
                 row.context.length += size
-        whole = places == list(range(block.rows))
         probe = similarity[0]
         return shared_out(
             group,
