@@ -102,7 +102,11 @@ def _compare(model: nn.Module, weights: Mapping[str, Tensor], tied: dict[str, li
     unexpected = [n for n in weights if n not in wanted]
     misshaped = [n for n in wanted if n in present and tuple(weights[n].shape) != wanted[n]]
     sound = [n for n in wanted if n in present and n not in set(misshaped)]
-    mistyped = [n for n in sound if weights[n].dtype not in DTYPES]
+    # What the model holds as integers (a table's powers of two) has to be stored as such.
+    kinds = {
+        name: DTYPES if value.is_floating_point() else (value.dtype,) for name, value in model.state_dict().items()
+    }
+    mistyped = [n for n in sound if weights[n].dtype not in kinds[n]]
     broken = [n for n in sound if weights[n].dtype in DTYPES and not _finite(weights[n])]
     untied = [n for n in sound for a in tied.get(n, [])[:1] if a != n and a in sound and not _same(weights, a, n)]
 
@@ -113,7 +117,7 @@ def _compare(model: nn.Module, weights: Mapping[str, Tensor], tied: dict[str, li
         ("missing", [shape(n) for n in missing]),
         ("unexpected", [shape(n) for n in unexpected]),
         ("of the wrong shape", [f"{shape(n)} where the model has {list(wanted[n])}" for n in misshaped]),
-        ("of a type that is not fp32, fp16 or bf16", [f"{n} {weights[n].dtype}" for n in mistyped]),
+        ("of the wrong type (numbers are fp32, fp16 or bf16)", [f"{n} {weights[n].dtype}" for n in mistyped]),
         ("with NaN or infinite values", broken),
         ("differing from the weights they are tied to", untied),
     ]
