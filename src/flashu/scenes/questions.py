@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from .captions import plural
-from .world import MARGIN, NUMBERS, RELATIONS, Object, Scene, World, holds
+from .world import COLUMNS, MARGIN, NUMBERS, RELATIONS, ROWS, Object, Scene, World, holds
 
 QUESTION_KINDS = ("exist", "count", "colour", "shape", "position", "compare")
 
@@ -181,3 +181,10 @@ def ask(kind: str, scene: Scene, want: str, rng: np.random.Generator) -> Questio
 def describe(scene: Scene) -> Ask:
     """Training only: every object with its cell, in reading order."""
     return "describe the picture.", " ".join(f"{o.cell} {o.colour} {o.shape}" for o in scene.objects)
+
+
+def describe_cells(scene: Scene) -> Ask:
+    """Every cell in reading order with what is in it: 3 tokens each, 4 where there is an object."""
+    there = {o.cell: f"{o.colour} {o.shape}" for o in scene.objects}
+    cells = [row + column for row in ROWS[: scene.world.side] for column in COLUMNS[: scene.world.side]]
+    return "describe every cell.", " ".join(f"{cell} {there.get(cell, 'none')}" for cell in cells)

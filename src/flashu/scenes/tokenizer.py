@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from . import captions, questions
+from . import captions, edits, questions
 from .world import COLUMNS, NUMBERS, RELATIONS, ROWS, SCENES, World
 
 PAD, BOS, EOS, BOI, EOI, IMG_PAD, UNK, ANSWER = SPECIALS = (
@@ -37,6 +37,10 @@ _SYNONYMS = {
     r"\b(diamonds|rhombus(es)?|rhombi)\b": "diamond",
     r"\b(rings|donuts?|doughnuts?|hoops?)\b": "ring",
     r"^\s*describe( the| this)?( picture)?\s*\.?\s*$": "describe the picture.",  # the one wording it was trained on
+    r"\b(erase|get rid of)\b": "remove",
+    r"\b(shift)\b": "move",
+    r"\b(insert)\b": "add",
+    r"^\s*describe (all|each) cells?\s*\.?\s*$": "describe every cell.",
 }
 
 
@@ -48,9 +52,17 @@ def _words(world: World) -> list[str]:
     return sorted({w for w in words if w and w != "photo"})
 
 
-def build(world: World = SCENES) -> Tokenizer:
-    """Builds the tokenizer; its vocabulary follows from the captions, the questions and the world."""
+def edit_words(known: list[str]) -> list[str]:
+    """The words of instructions and of the long description that are not among the known."""
+    templates = " ".join(t for group in edits.TEMPLATES.values() for t in group)
+    return sorted({w for w in f"{templates} and every cell".split() if "{" not in w} - {*known})
+
+
+def build(world: World = SCENES, instructions: bool = False) -> Tokenizer:
+    """Builds the tokenizer; its vocabulary follows from the captions, the questions and the world. ``instructions``:
+    also, behind those, the words of edits and of the long description."""
     words, side = _words(world), world.side
+    words += edit_words(words) if instructions else []
     vocabulary = [*SPECIALS, *ROWS[:side], *("##" + c for c in COLUMNS[:side]), *words]
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(vocabulary)}, unk_token=UNK))
     known = {pattern: word for pattern, word in _SYNONYMS.items() if {w.rstrip(".") for w in word.split()} <= {*words}}

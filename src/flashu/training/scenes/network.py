@@ -1,42 +1,59 @@
-"""What training and its evaluation need of a model, of whatever family."""
+"""What the trainer needs of a model, of whatever family: its rows, and what it loses on them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from flashu.models.small_autoencoder import SmallAutoencoder
+from flashu.training.scenes.data import Pool
+from flashu.training.scenes.examples import Example
 
 
-class States(Protocol):
-    """What a forward of the decoder leaves behind, for S tokens of which N are the image's."""
+@dataclass(frozen=True)
+class Outcome:
+    """``losses`` by name: "flow" or "codes" for pictures to draw, "answer". The hidden states of N image tokens, in
+    reading order, are for the auxiliary losses (None where the rows have none): ``drawn`` [B,N,h], the normed output at
+    (or right before) each cell that is drawn; ``middle`` [B,N,h], the same half-way; ``shown`` [B,N,h], the tokens of a
+    picture that is looked at, as they enter the decoder or later."""
 
-    @property
-    def hidden(self) -> Tensor: ...  # [B,S,h] normed output
-    @property
-    def fused(self) -> Tensor: ...  # [B,N,h] image tokens as they enter the decoder
-    @property
-    def middle(self) -> Tensor: ...  # [B,S,h] after half of the layers
+    losses: Mapping[str, Tensor]
+    drawn: Tensor | None = None
+    middle: Tensor | None = None
+    shown: Tensor | None = None
 
 
 class Network(Protocol):
-    """A model that forwards whole rows: ``ids`` and ``pos`` [B,S], ``mask`` bool [B,1,S,S] (True = may attend),
-    ``image``: the slots of the time token and the image tokens."""
+    """A model in training. ``codec``: the class of the autoencoder whose latents or codes it draws. ``tasks``: of
+    "draw", "answer", "edit", what it learns. ``width``: of the hidden states."""
+
+    codec: Any
+    tasks: tuple[str, ...]
 
     @property
     def module(self) -> nn.Module: ...
     @property
     def device(self) -> torch.device: ...
     @property
-    def width(self) -> int: ...  # h
-    def forward(self, ids: Tensor, pos: Tensor, mask: Tensor, image: slice, latents: Tensor, t: Tensor) -> States: ...
-    def velocity(self, states: Any, pos: Tensor, mask: Tensor, image: slice, size: tuple[int, int]) -> Tensor: ...
-    def logits(self, hidden: Tensor) -> Tensor: ...
-    def matrices(self) -> list[nn.Parameter]: ...  # the hidden ones, which Muon updates
-    def compile(self) -> None: ...
-    def copy(self, state: Mapping[str, Tensor]) -> Network: ...
-    def save(self, folder: Path, autoencoder: SmallAutoencoder) -> None: ...
+    def width(self) -> int: ...
+    def rows(self, examples: Sequence[Example], pool: Pool) -> Any:
+        """Examples of one kind, as ``losses`` takes them."""
+
+    def losses(self, rows: Any) -> Outcome:
+        """One plain forward over whole rows."""
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The ones that Muon updates: inside layers."""
+
+    def compile(self) -> None:
+        """Compile each layer; layers of one kind share the compiled code."""
+
+    def copy(self, state: Mapping[str, Tensor]) -> Network:
+        """Another model of these weights, for evaluation and export."""
+
+    def save(self, folder: Path, codec: Any) -> None:
+        """A checkpoint folder of this family, with bf16 weights."""
