@@ -72,7 +72,7 @@ class Family:
     function of an instance that gives latents or tokens.
     ``random``: name of a size -> (model, processor) with random weights, for timing; ``random_sizes``: those names.
     ``benchmarks``: settings of the authors' scripts by benchmark, as `Engine.generate` takes them. ``trainer``: (world,
-    tokenizer, seed, folder to start from | None) -> a new model for `training.scenes`, as its `Network`.
+    seed, folder to start from | None) -> a new model for `training.scenes`, as its `Network`.
     """
 
     name: str

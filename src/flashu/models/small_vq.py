@@ -18,7 +18,7 @@ DIM = 8
 
 
 class SmallVQ(nn.Module):
-    """Two perceptrons over the pixels of a cell, and between them the nearest of ``codes`` vectors of ``DIM`` numbers."""
+    """Two perceptrons over the pixels of a cell; between them the nearest of ``codes`` vectors of ``DIM`` numbers."""
 
     codebook: Tensor
     factor = FACTOR

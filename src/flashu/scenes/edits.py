@@ -156,10 +156,15 @@ def _change(kind: str, scene: Scene, rng: np.random.Generator, among_equals: boo
         return Change(kind, old, None)
     if kind == "move":
         place = _free(scene, rng)
-        return place and Change(kind, old, replace(place, colour=old.colour, shape=old.shape))
-    part, options = ("colour", world.colours) if kind == "recolour" else ("shape", world.shapes)
-    others = [o for o in options if o != getattr(old, part)]
-    return Change(kind, old, replace(old, **{part: others[int(rng.integers(len(others)))]}))
+        return Change(kind, old, replace(place, colour=old.colour, shape=old.shape)) if place else None
+    if kind == "recolour":
+        return Change(kind, old, replace(old, colour=_other(world.colours, old.colour, rng)))
+    return Change(kind, old, replace(old, shape=_other(world.shapes, old.shape, rng)))
+
+
+def _other(options: Sequence[str], one: str, rng: np.random.Generator) -> str:
+    others = [o for o in options if o != one]
+    return others[int(rng.integers(len(others)))]
 
 
 def _free(scene: Scene, rng: np.random.Generator) -> Object | None:

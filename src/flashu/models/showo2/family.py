@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
 from torch import nn
 
 from flashu.errors import CheckpointError
@@ -64,11 +63,11 @@ def recognizes(module: nn.Module) -> bool:
     return all(hasattr(module, part) for part in ("showo", "und_trans", "diffusion_head_a", "t2i_generate"))
 
 
-def trainer(world: World, words: Tokenizer, seed: int, start: Path | None = None) -> Any:
+def trainer(world: World, seed: int, start: Path | None = None) -> Any:
     """See `training.ScenesShowO2`, which only training imports."""
     from flashu.models.showo2.training import ScenesShowO2
 
-    return ScenesShowO2.create(world, words, seed, start)
+    return ScenesShowO2.create(world, seed, start)
 
 
 FAMILY = Family(

@@ -1,13 +1,15 @@
-"""The embedded Show-o2 as `training.scenes` trains it: what its `Network` asks, which says what rows are."""
+"""The embedded Show-o2 as `training.scenes` trains it: its rows, and what it loses on them (see its `Network`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -20,11 +22,25 @@ from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import ChatTemplate, SpecialIds, Text
 from flashu.models.small_autoencoder import DOWNSAMPLE, LATENT_CHANNELS, SmallAutoencoder
+from flashu.models.training import (
+    IGNORED,
+    Asking,
+    Drawing,
+    Example,
+    Outcome,
+    Packed,
+    Part,
+    Pictures,
+    answered,
+    pack,
+    padding,
+)
 from flashu.scenes.captions import longest
 from flashu.scenes.tokenizer import ANSWER, BOI, BOS, EOI, EOS, IMG_PAD, PAD, build
 from flashu.scenes.world import World
 
 MAX_QUESTION = 16  # tokens
+TIME_MEAN = -1.3  # of the logit of the time, which is 1 at the picture
 
 
 class States(NamedTuple):
@@ -36,16 +52,35 @@ class States(NamedTuple):
     e_t: Tensor  # [B,d] time embedding
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows with one picture each. ``image``: the slots of the time token and the image tokens; ``pictures``: latents
+    [B,c,h,w]; ``drawn``: whether they are to be drawn, else they are looked at."""
+
+    tokens: Packed
+    image: slice
+    pictures: Tensor
+    drawn: bool
+
+
 class ScenesShowO2:
-    """A model and the world it is for."""
+    """A model and the world it is for. A row to draw is [bos, text, boi, time, image], padded on the left so that the
+    image has fixed slots; one to ask about [bos, boi, time, image, eoi, questions]."""
+
+    codec = SmallAutoencoder
+    tasks = ("draw", "answer")
 
     def __init__(self, module: ShowO2, world: World) -> None:
         self.module, self.world = module, world
+        self.tokenizer = build(world)
+        vocabulary = self.tokenizer.get_vocab()
+        self.id = {word: vocabulary[word] for word in (BOS, EOS, BOI, EOI, ANSWER)}
 
     @classmethod
-    def create(cls, world: World, words: Tokenizer, seed: int, start: Path | None = None) -> ScenesShowO2:
+    def create(cls, world: World, seed: int, start: Path | None = None) -> ScenesShowO2:
         """A new model, or with ``start`` one that begins with the weights of a smaller world's."""
         torch.manual_seed(seed)
+        words = build(world)
         module = ShowO2(config_of(words.get_vocab_size(), world))
         initialise(module)
         if start is not None:
@@ -64,32 +99,86 @@ class ScenesShowO2:
     def width(self) -> int:
         return self.module.config.llm.hidden_size
 
-    def forward(self, ids: Tensor, pos: Tensor, mask: Tensor, image: slice, latents: Tensor, t: Tensor) -> States:
+    def rows(self, examples: Sequence[Example], pool: Pictures) -> Rows:
+        drawn = examples[0].drawn is not None
+        rows, image = [], self.image_asked
+        for example in examples:
+            if isinstance(example, Drawing):
+                row, image = self.drawing(example.text)
+            else:
+                assert isinstance(example, Asking)
+                row = self._asking(example)
+            rows.append(row)
+        pictures = pool.pictures[[e.drawn if drawn else e.shown for e in examples]]
+        return Rows(pack(rows).to(self.device), image, pictures.to(self.device), drawn)
+
+    def drawing(self, text: Sequence[int]) -> tuple[list[Part], slice]:
+        """A row that ends with an image to draw, and its slots."""
+        before = [self.id[BOS], *text, self.id[BOI]]
+        pad, tokens = longest(self.world) + 2 - len(before), self.world.tokens + 1
+        image = Part([0] * tokens, range(len(before), len(before) + tokens), block=True)
+        return [padding(pad), Part(before, range(len(before))), image], slice(
+            pad + len(before), pad + len(before) + tokens
+        )
+
+    @property
+    def image_asked(self) -> slice:
+        return slice(2, 3 + self.world.tokens)
+
+    def _asking(self, example: Asking) -> list[Part]:
+        """Each question sees the image and itself only, at positions right behind the image."""
+        tokens = self.world.tokens + 1
+        row = [
+            Part([self.id[BOS], self.id[BOI]], (0, 1)),
+            Part([0] * tokens, range(2, 2 + tokens), block=True),
+            Part([self.id[EOI]], [2 + tokens]),
+        ]
+        left = 60 + 4 * self.world.most
+        for number, (question, answer) in enumerate(example.asks, start=1):
+            part = answered([*question, self.id[ANSWER]], [*answer, self.id[EOS]], tokens + 3, number)
+            if len(part.ids) <= left:
+                row.append(part)
+                left -= len(part.ids)
+        return [*row, padding(left)]
+
+    def losses(self, rows: Rows) -> Outcome:
+        images, tokens = rows.pictures, rows.tokens
+        if not rows.drawn:
+            states = self.forward(tokens, rows.image, images, torch.ones(len(images), device=self.device))
+            wanted = tokens.targets != IGNORED
+            answer = F.cross_entropy(self.module.logits(states.hidden[wanted]).float(), tokens.targets[wanted])
+            return Outcome({"answer": answer}, shown=states.fused)
+        t = torch.sigmoid(torch.randn(len(images), device=self.device) + TIME_MEAN)
+        noise = torch.randn_like(images)
+        states = self.forward(tokens, rows.image, torch.lerp(noise, images, t[:, None, None, None]), t)
+        flow = F.mse_loss(self.velocity(states, tokens, rows.image).float(), images - noise)
+        drawn, middle = (x[:, rows.image][:, 1:] for x in (states.hidden, states.middle))
+        return Outcome({"flow": flow}, drawn, middle)
+
+    def forward(self, tokens: Packed, image: slice, latents: Tensor, t: Tensor) -> States:
         """One plain forward over whole rows; latents [B, c, h, w], t [B]."""
         model = self.module
         fused = model.embed_latent(latents)
         e_t, token = model.embed_time(t)
-        x = model.embed_tokens(ids)
+        x = model.embed_tokens(tokens.ids)
         x = torch.cat((x[:, : image.start], token[:, None].to(x.dtype), fused.to(x.dtype), x[:, image.stop :]), dim=1)
-        context = AttentionContext(model.rope(pos), mask)
+        context = AttentionContext(model.rope(tokens.position), tokens.mask)
         for i, layer in enumerate(model.layers, 1):
             x, _ = layer(x, context)
             if i == len(model.layers) // 2:
                 middle = x
         return States(model.norm(x), fused, middle, e_t)
 
-    def velocity(self, states: States, pos: Tensor, mask: Tensor, image: slice, size: tuple[int, int]) -> Tensor:
-        """The flow head over whole rows -> velocity [B, c, *size]."""
+    def velocity(self, states: States, tokens: Packed, image: slice) -> Tensor:
+        """The flow head over whole rows -> velocity [B, c, h, w]."""
         model, head = self.module, self.module.head
-        where = torch.zeros((*pos.shape, 1), dtype=torch.bool, device=pos.device)
+        where = torch.zeros((*tokens.ids.shape, 1), dtype=torch.bool, device=tokens.ids.device)
         where[:, image] = True
-        x, context = model.diff_proj(states.hidden), AttentionContext(head.rope(pos), mask)
+        x, context = model.diff_proj(states.hidden), AttentionContext(head.rope(tokens.position), tokens.mask)
         for block in head.blocks:
             x, _ = block(x, context, states.e_t, where)
-        return model.unpatchify(model.diffusion_head_b(x[:, image][:, 1:], states.e_t), *size)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.module.logits(hidden)
+        side = self.world.size // DOWNSAMPLE
+        return model.unpatchify(model.diffusion_head_b(x[:, image][:, 1:], states.e_t), side, side)
 
     def matrices(self) -> list[nn.Parameter]:
         """The matrices inside transformer layers, which Muon updates; embeddings, inputs and outputs are AdamW's."""

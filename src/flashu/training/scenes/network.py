@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from flashu.training.scenes.data import Pool
-from flashu.training.scenes.examples import Example
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """``losses`` by name: "flow" or "codes" for pictures to draw, "answer". The hidden states of N image tokens, in
-    reading order, are for the auxiliary losses (None where the rows have none): ``drawn`` [B,N,h], the normed output at
-    (or right before) each cell that is drawn; ``middle`` [B,N,h], the same half-way; ``shown`` [B,N,h], the tokens of a
-    picture that is looked at, as they enter the decoder or later."""
-
-    losses: Mapping[str, Tensor]
-    drawn: Tensor | None = None
-    middle: Tensor | None = None
-    shown: Tensor | None = None
+from flashu.models.training import Example, Outcome, Pictures
 
 
 class Network(Protocol):
     """A model in training. ``codec``: the class of the autoencoder whose latents or codes it draws. ``tasks``: of
-    "draw", "answer", "edit", what it learns. ``width``: of the hidden states."""
+    "draw", "answer", "edit", what it learns. ``width``: of the hidden states. ``tokenizer``: of its texts."""
 
     codec: Any
     tasks: tuple[str, ...]
+    tokenizer: Tokenizer
 
     @property
     def module(self) -> nn.Module: ...
@@ -40,7 +27,7 @@ class Network(Protocol):
     def device(self) -> torch.device: ...
     @property
     def width(self) -> int: ...
-    def rows(self, examples: Sequence[Example], pool: Pool) -> Any:
+    def rows(self, examples: Sequence[Example], pool: Pictures) -> Any:
         """Examples of one kind, as ``losses`` takes them."""
 
     def losses(self, rows: Any) -> Outcome:

@@ -1,33 +1,34 @@
-"""Trains the scenes model: flow matching on images, answers on questions, dense auxiliary losses on the cells."""
+"""Trains a scenes model: what it loses on pictures and answers, and dense auxiliary losses on the cells."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flashu.models.training import Example, Outcome
 from flashu.scenes.world import SCENES, World
-from flashu.training.scenes.data import Batch, Batcher
+from flashu.training.scenes.data import Batcher
 from flashu.training.scenes.network import Network
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One training run. Learning rates fall linearly to a hundredth over `steps`, after `warmup`."""
+    """One training run. ``rows``: of each task in a batch. Learning rates fall linearly to a hundredth over ``steps``,
+    after ``warmup``."""
 
     steps: int
-    generation: int = 112  # rows of each kind in a batch
-    understanding: int = 24
+    rows: Mapping[str, int] = field(default_factory=lambda: {"draw": 112, "answer": 24})
     muon_lr: float = 0.016
     adam_lr: float = 2e-3
     warmup: int = 100
     ema: float = 0.995
     answer_weight: float = 2.0
     auxiliary_weight: float = 1.0
-    time_mean: float = -1.3
     seed: int = 0
 
 
@@ -97,26 +98,19 @@ class Trainer:
         return min(1.0, (self.step + 1) / s.warmup) * max(0.01, 1 - self.step / s.steps)
 
     def train_step(self) -> dict[str, Tensor]:
+        """One update; the losses by name, those of edits with the task before them."""
         s, network = self.settings, self.network
-        images = _to(self.batcher.generation(s.generation), self.device)
-        asked = _to(self.batcher.understanding(s.understanding), self.device)
-        with torch.autocast(self.device, torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
-            t = torch.sigmoid(torch.randn(s.generation, device=self.device) + s.time_mean)
-            noise = torch.randn_like(images.latents)
-            mixed = torch.lerp(noise, images.latents, t[:, None, None, None])
-            states = network.forward(*images.rows, mixed, t)
-            drawn = network.velocity(states, *images.rows[1:], images.size)
-            flow = F.mse_loss(drawn.float(), images.latents - noise)
-            board = self.probes.loss(states.hidden[:, images.image][:, 1:], images.cells, self.probes.noisy)
-            around = self.probes.neighbours(states.middle[:, images.image][:, 1:], images.cells)
-
-            clean = torch.ones(s.understanding, device=self.device)
-            states = network.forward(*asked.rows, asked.latents, clean)
-            answered = asked.targets != -100
-            answer = F.cross_entropy(network.logits(states.hidden[answered]).float(), asked.targets[answered])
-            seen = self.probes.loss(states.fused, asked.cells, self.probes.fused)
-        loss = flow + s.answer_weight * answer + s.auxiliary_weight * (board + around + seen)
-        loss.backward()
+        found: dict[str, Tensor] = {}
+        for task in network.tasks:
+            examples = self.batcher.examples(task, s.rows[task])
+            rows = network.rows(examples, self.batcher.pool)
+            with torch.autocast(self.device, torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+                outcome = network.losses(rows)
+                losses = dict(outcome.losses) | self._auxiliary(outcome, examples)
+            weights = {"answer": s.answer_weight, **dict.fromkeys(("board", "around", "seen"), s.auxiliary_weight)}
+            total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+            total.backward()
+            found |= {f"edit {k}" if task == "edit" else k: v.detach() for k, v in losses.items()}
         nn.utils.clip_grad_norm_([p for g in self.optimizers[1].param_groups for p in g["params"]], 1.0)
         for optimizer, base in zip(self.optimizers, (s.muon_lr, s.adam_lr), strict=True):
             for group in optimizer.param_groups:
@@ -125,8 +119,22 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._update_average()
-        losses = {"flow": flow, "answer": answer, "board": board, "around": around, "seen": seen}
-        return {k: v.detach() for k, v in losses.items()}
+        return found
+
+    def _auxiliary(self, outcome: Outcome, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """The cells of the drawn picture read from its tokens, those of the shown one from what shows it."""
+        probes, losses = self.probes, {}
+        drawn, shown = (
+            None if indices[0] is None else self.batcher.pool.cells[indices].to(self.device)
+            for indices in ([e.drawn for e in examples], [e.shown for e in examples])
+        )
+        if outcome.drawn is not None and drawn is not None:
+            losses["board"] = probes.loss(outcome.drawn, drawn, probes.noisy)
+        if outcome.middle is not None and drawn is not None:
+            losses["around"] = probes.neighbours(outcome.middle, drawn)
+        if outcome.shown is not None and shown is not None:
+            losses["seen"] = probes.loss(outcome.shown, shown, probes.fused)
+        return losses
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -153,8 +161,3 @@ class Trainer:
         self.probes.load_state_dict(state["probes"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-
-
-def _to(batch: Batch, device: str) -> Batch:
-    moved = {k: getattr(batch, k).to(device) for k in ("ids", "pos", "mask", "latents", "cells", "targets")}
-    return replace(batch, **moved)

@@ -1,4 +1,4 @@
-"""Trains the quantized autoencoder of the scenes in a minute: a plain one first, then its codebook, then the decoder."""
+"""Trains the quantized autoencoder of the scenes: a plain one first, then its codebook, then the decoder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ ROUNDS = 25  # of Lloyd's algorithm
 
 
 def train_vq(
-    path: Path, *, steps: int, log: Callable[[str], object], world: World = SCENES, device: str = "cpu"
+    path: Path,
+    *,
+    steps: int,
+    log: Callable[[str], object],
+    world: World = SCENES,
+    start: Path | None = None,
+    device: str = "cpu",
 ) -> SmallVQ:
-    """``steps`` without quantizing, as many with it; saves to ``path``."""
+    """``steps`` without quantizing, as many with it, from the weights in ``start`` if given; saves to ``path``."""
     torch.manual_seed(0)
-    model = SmallVQ().to(device)
+    model = (SmallVQ.load(start).train().requires_grad_(True) if start else SmallVQ()).to(device)
     examples = mostly_occupied(random_images(20_000, seed=5, world=world)).to(device)
     _fit(model, examples, steps, log, quantized=False)
     with torch.no_grad():
@@ -40,7 +46,7 @@ def mostly_occupied(images: Tensor) -> Tensor:
     every = cells(to_tensor(images)).flatten(0, 2)
     background = every.median(0).values
     holds = (every - background).abs().amax(1) > 0.1
-    chosen = torch.cat((every[holds], every[~holds][: int(holds.sum()) // 20]))
+    chosen = torch.cat((every[holds], every[~holds][: len(every) // 100]))
     return chosen[torch.randperm(len(chosen))]
 
 
@@ -65,7 +71,8 @@ def _fit(model: SmallVQ, examples: Tensor, steps: int, log: Callable[[str], obje
         schedule.step()
         if step % 200 == 0 or step == steps - 1:
             psnr = -10 * math.log10(F.mse_loss(y.detach(), x).item() / 4)
-            log(f"vq {'codes' if quantized else 'plain'} step {step} psnr {psnr:.1f} dB {time.monotonic() - started:.0f} s")
+            kind = "codes" if quantized else "plain"
+            log(f"vq {kind} step {step} psnr {psnr:.1f} dB {time.monotonic() - started:.0f} s")
 
 
 def _centres(points: Tensor, count: int) -> Tensor:

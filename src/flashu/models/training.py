@@ -1,14 +1,80 @@
-"""Training rows: parts of tokens in a fixed order, who sees whom, what is to be predicted."""
+"""What training on scenes asks of a family: examples to make rows of, the rows, and what comes of a forward over them.
+
+A row is parts of tokens in a fixed order; the parts say who sees whom and what is to be predicted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Ids: TypeAlias = "list[int]"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture to draw; no ``text``: without a prompt, for guidance."""
+
+    text: Ids
+    drawn: int
+
+    @property
+    def shown(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Several questions about one picture, each with its answer."""
+
+    shown: int
+    asks: list[tuple[Ids, Ids]]
+
+    @property
+    def drawn(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Editing:
+    """A picture to draw of another one and an instruction. ``without``: what is left out, for guidance ("text", and
+    how the other picture is shown: "latents", "pixels")."""
+
+    shown: int
+    text: Ids
+    drawn: int
+    without: frozenset[str]
+
+
+Example = Drawing | Asking | Editing
+
+
+class Pictures(Protocol):
+    """Where the pictures of examples are, by their indices: ``pictures`` [n, ...], latents or codes."""
+
+    @property
+    def pictures(self) -> Tensor: ...
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        """[n,3,S,S] in [-1,1]."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``losses`` by name: "flow" or "codes" for pictures to draw, "answer". The hidden states of N image tokens, in
+    reading order, are for auxiliary losses (None where the rows have none): ``drawn`` [B,N,h], the normed output at (or
+    right before) each cell that is drawn; ``middle`` [B,N,h], the same half-way; ``shown`` [B,N,h], the tokens of a
+    picture that is looked at, as they enter the decoder or later."""
+
+    losses: Mapping[str, Tensor]
+    drawn: Tensor | None = None
+    middle: Tensor | None = None
+    shown: Tensor | None = None
+
 
 HIDDEN = -1
 IGNORED = -100
@@ -17,8 +83,8 @@ IGNORED = -100
 class Part(NamedTuple):
     """Consecutive tokens. ``ids``: anything where an image's embeddings go; ``position``: rotary, of each.
 
-    ``block``: its tokens see all of it, else each sees those before. ``group`` 0: seen by all that follow; above: within
-    the group only. ``targets``: what is to be predicted at each token, -100 nothing; None: nothing at all.
+    ``block``: its tokens see all of it, else each sees those before. ``group`` 0: seen by all that follow; above: only
+    within the group. ``targets``: what is to be predicted at each token, -100 nothing; None: nothing at all.
     """
 
     ids: Sequence[int]
