@@ -49,6 +49,13 @@ def pixels(image: Picture, height: int, width: int, whole: bool = False) -> Tens
         tensor = _one_image(image)
         if tensor.is_floating_point() and tensor.shape[-2:] == (height, width):
             return tensor[None].float()
+    return normalised((_fit if whole else _cover)(opened(image), height, width))
+
+
+def opened(image: Picture) -> Image.Image:
+    """One picture in RGB, in its own size. Anything unusable raises ``ImageError``."""
+    if isinstance(image, Tensor):
+        tensor = _one_image(image)
         image = to_pil(tensor[None])[0] if tensor.is_floating_point() else _from_array(tensor.permute(1, 2, 0).numpy())
     elif isinstance(image, np.ndarray):
         image = _from_array(image)
@@ -56,7 +63,12 @@ def pixels(image: Picture, height: int, width: int, whole: bool = False) -> Tens
         image = _opened(image)
     elif not isinstance(image, Image.Image):
         raise ImageError(f"an image must be a PIL image, a path, a tensor or an array, not {type(image).__name__}")
-    levels = np.array((_fit if whole else _cover)(_rgb(image), height, width))
+    return _rgb(image)
+
+
+def normalised(image: Image.Image) -> Tensor:
+    """RGB levels -> [1, 3, H, W] in [-1, 1]."""
+    levels = np.array(image)
     return torch.from_numpy(levels).permute(2, 0, 1)[None].float().div(255).sub(0.5).div(0.5)
 
 

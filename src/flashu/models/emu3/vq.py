@@ -189,7 +189,8 @@ class Levels(nn.Module):
         setattr(self, "up" if up else "down", nn.ModuleList(levels))
 
     def forward(self, x: Tensor, condition: Condition = ()) -> Tensor:
-        for level in reversed(self.up) if self.upwards else self.down:  # type: ignore[arg-type]
+        levels = getattr(self, "up" if self.upwards else "down")
+        for level in reversed(levels) if self.upwards else levels:
             x = level(x, condition)
         return x
 

@@ -1,0 +1,242 @@
+"""The embedded Emu3 as `training.scenes` trains it: what its `Network` asks, which says what rows are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from flashu.models.defaults import GenerationDefaults
+from flashu.models.emu3.config import Emu3Config, Ids, TextConfig
+from flashu.models.emu3.load import load_model, save_model
+from flashu.models.emu3.model import Emu3
+from flashu.models.emu3.processor import Codec, Processor
+from flashu.models.emu3.text import Template, Text
+from flashu.models.layers import AttentionContext
+from flashu.models.weights import read_weights, weight_files
+from flashu.scenes.captions import longest
+from flashu.scenes.tokenizer import ANSWER, BOI, BOS, EOI, EOS, IMG_PAD, PAD, build
+from flashu.scenes.world import World
+from flashu.training.scenes.examples import Asking, Drawing
+from flashu.training.scenes.rows import IGNORED, Packed, Part, answered, pack, padding
+
+MAX_QUESTION = 16  # tokens
+MARKS = 3  # tokens of the vocabulary between the words and the codes: end of line, end of image, before the codes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows. ``drawn``, ``shown`` [B, N]: slots that predict the codes of an image to draw, in reading order, and
+    slots of the codes of one that is shown."""
+
+    packed: Packed
+    drawn: Tensor | None = None
+    shown: Tensor | None = None
+
+    def to(self, device: torch.device) -> Rows:
+        drawn, shown = (None if slots is None else slots.to(device) for slots in (self.drawn, self.shown))
+        return Rows(self.packed.to(device), drawn, shown)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``losses``: "draw", cross-entropy of codes, or "answer". [B, N, h]: ``drawn``: normed output at the slots that
+    predict each code, ``middle``: the same after half of the layers, ``shown``: codes of the shown picture there."""
+
+    losses: dict[str, Tensor]
+    drawn: Tensor | None = None
+    middle: Tensor | None = None
+    shown: Tensor | None = None
+
+
+class ScenesEmu3:
+    """A model and the world it is for."""
+
+    tasks = ("draw", "answer")
+
+    def __init__(self, module: Emu3, world: World, text: Text) -> None:
+        self.module, self.world, self.text = module, world, text
+
+    @classmethod
+    def create(
+        cls, world: World, words: Tokenizer, seed: int, start: Path | None, codec: Any
+    ) -> ScenesEmu3:
+        """A new model for the codes of ``codec``; with ``start``, one that begins with what fits of the weights in that
+        folder: layers by number, words by name."""
+        torch.manual_seed(seed)
+        module = Emu3(config_of(words, codec.codes))
+        initialise(module)
+        if start is not None:
+            take_over(start, module, words)
+        return cls(module, world, text_of(words, module.config.ids, world))
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    @property
+    def width(self) -> int:
+        return self.module.config.text.hidden_size
+
+    # -- rows --------------------------------------------------------------------------------------------------
+    def rows(self, examples: Sequence[Any], pool: Any) -> Rows:
+        """Rows of one kind of example; ``pool.pictures``: codes [n, h, w]."""
+        make = self._drawing if isinstance(examples[0], Drawing) else self._asking
+        return make(examples, pool.pictures)
+
+    def _drawing(self, examples: Sequence[Drawing], pictures: Tensor) -> Rows:
+        """[padding, bos, text, mark and size, codes with ends of line]: the last code need not be fed."""
+        text, most = self.text, longest(self.world)
+        rows, slots = [], []
+        for example in examples:
+            codes = pictures[example.drawn]
+            before = [text.ids.bos, *example.text, *text.opening(*codes.shape)]
+            after = text.image(codes)[len(text.opening(*codes.shape)) : -3]  # without what follows the last code
+            ids = [*before, *after]
+            following = [token if token >= text.ids.first else IGNORED for token in ids[1:]]
+            left = most - len(example.text)
+            predicting = [left + i for i, token in enumerate(following) if token != IGNORED]
+            rows.append([padding(left), Part(ids[:-1], range(len(ids) - 1), targets=following)])
+            slots.append(predicting)
+        return Rows(pack(rows), drawn=torch.tensor(slots))
+
+    def _asking(self, examples: Sequence[Asking], pictures: Tensor) -> Rows:
+        """[bos, image], then questions with their answers, each behind the image alone; padding at the end."""
+        text = self.text
+        rows, slots = [], []
+        for example in examples:
+            shown = [*text.before(), *text.image(pictures[example.shown])]
+            slots.append([i for i, token in enumerate(shown) if token >= text.ids.first])
+            parts = [Part(shown, range(len(shown)))]
+            for group, (question, answer) in enumerate(example.asks, start=1):
+                asked = [*question, *text.encode(text.template.assistant)]
+                parts.append(answered(asked, [*answer, text.ids.eos], len(shown), group))
+            rows.append(parts)
+        lengths = [sum(len(part.ids) for part in parts) for parts in rows]
+        width = -(-max(lengths) // 32) * 32  # few shapes, so that compiled layers are few
+        packed = pack([[*parts, padding(width - length)] for parts, length in zip(rows, lengths, strict=True)])
+        return Rows(packed, shown=torch.tensor(slots))
+
+    # -- learning ----------------------------------------------------------------------------------------------
+    def losses(self, rows: Rows) -> Outcome:
+        model, packed = self.module, rows.packed
+        middle, hidden = self._states(packed)
+        wanted = packed.targets != IGNORED
+        low = 0 if rows.drawn is None else model.config.ids.first
+        logits = model.logits(hidden[wanted], None if rows.drawn is None else model.spec.codes)
+        loss = F.cross_entropy(logits.float(), packed.targets[wanted] - low)
+        if rows.drawn is None:
+            assert rows.shown is not None
+            return Outcome({"answer": loss}, shown=_at(middle, rows.shown))
+        return Outcome({"draw": loss}, _at(hidden, rows.drawn), _at(middle, rows.drawn))
+
+    def _states(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Hidden states [B, S, h] after half of the layers, and normed after all."""
+        model = self.module
+        x = model.embed_tokens(packed.ids)
+        context = AttentionContext(model.rope(packed.position), packed.mask)
+        middle = x
+        for i, layer in enumerate(model.layers, 1):
+            x, _ = layer(x, context)
+            if i == len(model.layers) // 2:
+                middle = x
+        return middle, model.norm(x)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The matrices inside layers, which Muon updates; embeddings and the output are AdamW's."""
+        return [p for p in self.module.decoder.layers.parameters() if p.ndim == 2]
+
+    def compile(self) -> None:
+        """Compile each layer; they share the compiled code."""
+        for layer in self.module.layers:
+            layer.compile(dynamic=False)
+
+    # -- results -----------------------------------------------------------------------------------------------
+    def copy(self, state: Mapping[str, Tensor]) -> ScenesEmu3:
+        """Another model of these weights, for evaluation and export."""
+        module = Emu3(self.module.config).to(self.device)
+        module.load_state_dict(state)
+        return ScenesEmu3(module.eval().requires_grad_(False), self.world, self.text)
+
+    def save(self, folder: Path, codec: Codec) -> None:
+        """config.json, tokenizer.json, the codec and bf16 model.safetensors, in the project's format."""
+        module = deepcopy(self.module).cpu().to(torch.bfloat16)
+        save_model(module, folder, processor_of(codec, self.world, self.text))
+
+    @classmethod
+    def load(cls, folder: Path, world: World) -> ScenesEmu3:
+        module = load_model(folder, torch.float32)
+        return cls(module, world, text_of(build(world), module.config.ids, world))
+
+
+def _at(x: Tensor, slots: Tensor) -> Tensor:
+    """x [B, S, h] at slots [B, N] -> [B, N, h]."""
+    return x.gather(1, slots[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def config_of(words: Tokenizer, codes: int) -> Emu3Config:
+    """Ids: the words, then `MARKS`, then the codes."""
+    names = {"pad": PAD, "image": IMG_PAD, "bos": BOS, "eos": EOS, "boi": BOI, "eoi": EOI}
+    known = {name: words.token_to_id(word) for name, word in names.items()}
+    count = words.get_vocab_size()
+    ids = Ids(**known, eol=count, eof=count + 1, img=count + 2, first=count + MARKS)
+    text = TextConfig(count + MARKS + codes, 128, 384, 12, 4, 2, max_position_embeddings=256, rope_theta=1e4)
+    return Emu3Config(text, ids, codes)
+
+
+def text_of(words: Tokenizer, ids: Ids, world: World) -> Text:
+    template = Template(system="", assistant=ANSWER, positive="", negative="", size="")
+    return Text(words, ids, template, longest(world), MAX_QUESTION)
+
+
+def processor_of(codec: Codec, world: World, text: Text) -> Processor:
+    """Tokenizer, codec and defaults of a world's model. Its drawings are greedy under guidance."""
+    defaults = GenerationDefaults(world.tokens, 2.0, 1.0, world.size, world.size, 4 * world.most + 4)
+    return Processor(text, codec, defaults, area=None, top_k=1)
+
+
+def initialise(model: Emu3) -> None:
+    """Small normal weights; residual branches start at zero."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.7 * module.weight[0].numel() ** -0.5)
+            if name.endswith(("o_proj", "down_proj")):
+                nn.init.zeros_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.05)
+
+
+@torch.no_grad()
+def take_over(folder: Path, model: Emu3, words: Tokenizer) -> None:
+    """Copies what fits of another trained decoder: layers of equal shapes, the final norm, and words by name."""
+    theirs = read_weights(weight_files(folder))
+    layer = re.compile(r"(?:^|\.)(layers\.\d+\..*|norm\.weight|embed_tokens\.weight)$")
+    known: dict[str, list[Tensor]] = {}
+    for name, value in theirs.items():
+        if match := layer.search(name):
+            known.setdefault(match[1], []).append(value)
+
+    def like(name: str, shape: torch.Size) -> Tensor | None:
+        match = layer.search(name)
+        fit = [v for v in known.get(match[1], []) if v.shape == shape] if match else []
+        return fit[0] if fit else None
+
+    for name, value in model.decoder.layers.named_parameters(prefix="layers"):
+        if (found := like(name, value.shape)) is not None:
+            value.copy_(found)
+    table = next((v for v in known.get("embed_tokens.weight", []) if v.shape[1] == model.decoder.norm.weight.numel()), None)
+    their_words = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    ours = words.get_vocab()
+    if table is not None:
+        shared = [word for word in ours if word in their_words and their_words[word] < len(table)]
+        rows = table[[their_words[word] for word in shared]].float()
+        for ours_table in (model.decoder.embed_tokens.weight, model.lm_head.weight):
+            ours_table[[ours[word] for word in shared]] = rows.to(ours_table.dtype)
