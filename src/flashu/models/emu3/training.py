@@ -29,6 +29,7 @@ from flashu.training.scenes.examples import Asking, Drawing
 from flashu.training.scenes.rows import IGNORED, Packed, Part, answered, pack, padding
 
 MAX_QUESTION = 16  # tokens
+TOP_K = 16  # codes that are drawn from, a sixteenth of them as in the released model
 MARKS = 3  # tokens of the vocabulary between the words and the codes: end of line, end of image, before the codes
 
 
@@ -66,9 +67,7 @@ class ScenesEmu3:
         self.module, self.world, self.text = module, world, text
 
     @classmethod
-    def create(
-        cls, world: World, words: Tokenizer, seed: int, start: Path | None, codec: Any
-    ) -> ScenesEmu3:
+    def create(cls, world: World, words: Tokenizer, seed: int, start: Path | None, codec: Any) -> ScenesEmu3:
         """A new model for the codes of ``codec``; with ``start``, one that begins with what fits of the weights in that
         folder: layers by number, words by name."""
         torch.manual_seed(seed)
@@ -173,7 +172,7 @@ class ScenesEmu3:
 
     @classmethod
     def load(cls, folder: Path, world: World) -> ScenesEmu3:
-        module = load_model(folder, torch.float32)
+        module: Emu3 = load_model(folder, torch.float32)
         return cls(module, world, text_of(build(world), module.config.ids, world))
 
 
@@ -185,7 +184,8 @@ def _at(x: Tensor, slots: Tensor) -> Tensor:
 def config_of(words: Tokenizer, codes: int) -> Emu3Config:
     """Ids: the words, then `MARKS`, then the codes."""
     names = {"pad": PAD, "image": IMG_PAD, "bos": BOS, "eos": EOS, "boi": BOI, "eoi": EOI}
-    known = {name: words.token_to_id(word) for name, word in names.items()}
+    vocabulary = words.get_vocab()
+    known = {name: vocabulary[word] for name, word in names.items()}
     count = words.get_vocab_size()
     ids = Ids(**known, eol=count, eof=count + 1, img=count + 2, first=count + MARKS)
     text = TextConfig(count + MARKS + codes, 128, 384, 12, 4, 2, max_position_embeddings=256, rope_theta=1e4)
@@ -198,9 +198,9 @@ def text_of(words: Tokenizer, ids: Ids, world: World) -> Text:
 
 
 def processor_of(codec: Codec, world: World, text: Text) -> Processor:
-    """Tokenizer, codec and defaults of a world's model. Its drawings are greedy under guidance."""
+    """Tokenizer, codec and defaults of a world's model."""
     defaults = GenerationDefaults(world.tokens, 2.0, 1.0, world.size, world.size, 4 * world.most + 4)
-    return Processor(text, codec, defaults, area=None, top_k=1)
+    return Processor(text, codec, defaults, area=None, top_k=TOP_K)
 
 
 def initialise(model: Emu3) -> None:
@@ -232,7 +232,9 @@ def take_over(folder: Path, model: Emu3, words: Tokenizer) -> None:
     for name, value in model.decoder.layers.named_parameters(prefix="layers"):
         if (found := like(name, value.shape)) is not None:
             value.copy_(found)
-    table = next((v for v in known.get("embed_tokens.weight", []) if v.shape[1] == model.decoder.norm.weight.numel()), None)
+    table = next(
+        (v for v in known.get("embed_tokens.weight", []) if v.shape[1] == model.decoder.norm.weight.numel()), None
+    )
     their_words = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
     ours = words.get_vocab()
     if table is not None:
