@@ -64,8 +64,9 @@ def load(
     source: str | os.PathLike[str] = "scenes",
     recipe: Recipe | FlashUConfig | str | Path = "exact",
     *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | int | None = None,
+    torch_dtype: torch.dtype | str | None = None,
     compile: bool = False,
     graphs: bool = False,
     in_place: bool = False,
@@ -74,10 +75,12 @@ def load(
     pack: bool = False,
 ) -> Engine:
     """An engine for "scenes" (in the package), an official hub id or a checkpoint folder; see the family's
-    ``from_pretrained`` (`ShowO2.from_pretrained`) and `Engine`."""
+    ``from_pretrained`` (`ShowO2.from_pretrained`) and `Engine`. ``dtype`` (or ``torch_dtype``): as stored unless given,
+    by torch's dtype or its name; ``device``: CUDA where there is one unless given."""
     from flashu.inference.engine import Engine
     from flashu.models.registry import open_model
 
+    dtype = torch_dtype if dtype is None else dtype
     model = open_model(source, dtype=dtype, device=device, offload=offload, quantize=quantize, pack=pack)
     return Engine(model, model.processor, recipe, model.calibration, compile=compile, graphs=graphs, in_place=in_place)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 import typer
 from typer.testing import CliRunner
 
-from flashu.cli.opened import find_dtype
 from flashu.cli.options import DrawingOptions, EngineOptions, offers
-from flashu.errors import FlashUError
 
 got: list[tuple[str, EngineOptions, DrawingOptions]] = []
 app = typer.Typer()
@@ -46,10 +43,3 @@ def test_only_what_is_offered_can_be_given() -> None:
 def test_an_option_nobody_has_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="modle"):
         offers(EngineOptions, "modle")
-
-
-@pytest.mark.parametrize("name", ["bf16", "bfloat16"])
-def test_dtypes_by_either_name(name: str) -> None:
-    assert find_dtype(name) is torch.bfloat16
-    with pytest.raises(FlashUError, match="float32, bfloat16, float16, fp32, bf16, fp16"):
-        find_dtype(name.upper())

@@ -37,7 +37,10 @@ from flashu.inference.calibrate.calibration import CALIBRATION
         ("w1", {"seed": [1, 2]}, flashu.FlashUError, "2 seeds for 1 image"),
         ("w1", {"seed": 1.5}, flashu.FlashUError, "whole number"),
         ("w1", {"seed": "seven"}, flashu.FlashUError, "whole number"),
-        ("w1", {"seed": 2**64}, flashu.FlashUError, "64 bits"),
+        ("w1", {"seed": 2**64}, flashu.FlashUError, "between 0 and 4294967295"),
+        ("w1", {"seed": 2**32}, flashu.FlashUError, "between 0 and 4294967295"),  # would draw seed 0's picture
+        ("w1", {"seed": -1}, flashu.FlashUError, "between 0 and 4294967295"),
+        ("w1", {"seed": None}, flashu.FlashUError, "whole number"),
         ("w1", {"images_per_prompt": 0}, flashu.PromptError, "at least one"),
         ("w1", {"images_per_prompt": 1.5}, flashu.FlashUError, "images_per_prompt"),
         ("w1", {"batch_size": 0}, flashu.FlashUError, "batch_size"),

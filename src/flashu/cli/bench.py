@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from flashu.cli import options as opt
-from flashu.cli.opened import find_device, find_dtype
 from flashu.cli.output import command_line, out, progress, to_json, write, write_text
 
 
@@ -40,7 +39,6 @@ def bench(
     ] = None,
 ) -> None:
     """Measure the original program's computation, the exact runtime and the methods side by side."""
-    dtype = find_dtype(options.dtype)
     import torch
 
     from flashu.bench.measure import bench as measured
@@ -48,7 +46,9 @@ def bench(
     from flashu.bench.rows import choose_rows
     from flashu.bench.subject import open_subject, task_of
     from flashu.bench.table import tabulated
+    from flashu.models.place import find_device, find_dtype
 
+    dtype = find_dtype(options.dtype)
     if threads is not None:
         torch.set_num_threads(threads)
     wanted = choose_rows(task_of(task), None if rows is None else [name.strip() for name in rows.split(",")])

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from flashu.cli import options as opt
-from flashu.cli.opened import find_device, open_engine
+from flashu.cli.opened import open_engine
 from flashu.cli.output import bar, emit, out, progress
 from flashu.plan.presets import Target, tuned_on
 
@@ -79,6 +79,7 @@ def geneval_score(
     from flashu.evaluation.files import write_json
     from flashu.evaluation.geneval import SCORER, Limits, score
     from flashu.evaluation.geneval_networks import CLIP, DETECTOR, ColourClassifier, Detector
+    from flashu.models.place import find_device
 
     names = (detector or DETECTOR, clip or CLIP)
     device = find_device(options.device)

@@ -65,8 +65,8 @@ def seeds_of(seed: int | Sequence[int], count: int, of: str) -> list[int]:
         raise FlashUError(f"a seed must be a whole number, got {seed!r}") from error
     if len(seeds) != count:
         raise FlashUError(f"{len(seeds)} seeds for {count} {of}: give one seed, or one for each")
-    if not all(-(2**63) <= one < 2**64 for one in seeds):
-        raise FlashUError(f"a seed must fit 64 bits, got {seed!r}")
+    if not all(0 <= one < 2**32 for one in seeds):  # torch's CPU generator takes 32 bits: 2**32 would draw as 0 does
+        raise FlashUError(f"a seed must be between 0 and {2**32 - 1}, got {seed!r}")
     return seeds
 
 

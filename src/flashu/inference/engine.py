@@ -84,6 +84,11 @@ class Engine:
         self.model, self.processor = model, processor
         self.layout = model.layout(processor)
 
+    def __repr__(self) -> str:
+        spec, where = self.model.spec, f"{self.model.dtype}".removeprefix("torch.")
+        name = self.model.name or spec.family
+        return f"<Engine {name} ({spec.family}, {where}, {self.model.device}) recipe {self.recipe.name!r}>"
+
     @property
     def recipe(self) -> Recipe:
         return self.prepared.recipe

@@ -14,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from flashu.errors import CheckpointError
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import HUB_ID, checkpoint_folder
+from flashu.models.place import find_device, find_dtype
 from flashu.models.weights import read_json, weight_files
 
 FAMILIES = {"showo2": "flashu.models.showo2.family"}
@@ -102,8 +103,15 @@ def resolve(name: str | os.PathLike[str]) -> Checkpoint:
     raise CheckpointError(f"there is no model {str(name)!r}: {hint}")
 
 
-def open_model(source: str | os.PathLike[str], **options: Any) -> Any:
+def open_model(
+    source: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | int | None = None,
+    **options: Any,
+) -> Any:
     """The model of a name, folder or hub id, with its ``processor`` and ``calibration``; options as of its family's
-    ``from_pretrained``."""
+    ``from_pretrained``. ``dtype``: as stored unless given; ``device``: CUDA where there is one unless given."""
     checkpoint = resolve(source)
-    return family_of(checkpoint).load(checkpoint, **options)
+    dtype, device = find_dtype(dtype), find_device(device)
+    return family_of(checkpoint).load(checkpoint, dtype=dtype, device=device, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from flashu.errors import FlashUError
@@ -40,7 +40,7 @@ def check_number(name: str, value: Any) -> None:
     if value is None:
         return
     limit = LIMITS[name]
-    number: Any = int if limit.whole else Real
+    number: Any = Integral if limit.whole else Real
     if not isinstance(value, number) or not limit.least <= value < float("inf"):
         kind = "whole" if limit.whole else "finite"
         raise FlashUError(f"{name} must be a {kind} number of at least {limit.least}, got {value!r}")

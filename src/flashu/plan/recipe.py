@@ -42,6 +42,16 @@ class Recipe:
             if clashes:
                 raise RecipeError(f"recipe {self.name!r}: several methods write {', '.join(clashes)} for {task}")
 
+    def __str__(self) -> str:
+        flags = [flag for flag in ("reference", "padded") if getattr(self, flag)]
+        more = flags + ([f"solver {self.solver}"] if self.solver != "euler" else [])
+        what = f" ({', '.join(more)})" if more else ""
+        lines = [f"{self.name}{what}:" if self.methods else f"{self.name}{what}: no method"]
+        for method in self.methods:
+            settings = ", ".join(f"{k} {v}" for k, v in method.to_dict().items() if k not in ("method", "task"))
+            lines.append(f"  {method.task}: {method.name}{f' ({settings})' if settings else ''}")
+        return "\n".join(lines)
+
     def reads(self, observed: str, task: Task) -> bool:
         """Whether a method for the task decides by this field of `Observations`."""
         return any(observed in m.reads for m in self.of(task))

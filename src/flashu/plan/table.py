@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from itertools import groupby
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from flashu.plan.plan import FULL, LayerPlan, Plan, Step, Task
+
+WIDTH = 120
+"""Columns of a table as a string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,11 @@ class PlanTable:
             "exact": self.exact.to_dict(),
             "flops_ratio": self.ratio,
         }
+
+    def __str__(self) -> str:
+        console = Console(width=WIDTH, color_system=None, file=StringIO())
+        console.print(self)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
     def __rich__(self) -> RenderableType:
         drawing = self.task == "generation"

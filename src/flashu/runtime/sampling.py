@@ -9,6 +9,9 @@ from torch import Tensor
 
 from flashu.errors import FlashUError
 
+LEAST = 1e-30
+"""A temperature below it is this one: fp32 cannot divide by less."""
+
 
 def chooser(
     *, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0
@@ -43,7 +46,8 @@ def greedy(logits: Tensor) -> Tensor:
 
 def distribution(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
     """Probabilities [B, V] that are sampled from, fp32."""
-    logits = logits.float() / temperature
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, LEAST)  # at most 0: cannot overflow
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p is not None and top_p < 1:

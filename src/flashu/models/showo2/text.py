@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tokenizers import AddedToken, Tokenizer
 
 from flashu.errors import CheckpointError, PromptError
+from flashu.models.words import encode
 
 ADDED_BY_SHOWO2 = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # in this order, after Qwen2.5's own
 QWEN_SPECIALS = {
@@ -64,7 +65,7 @@ class Text:
         return cls(tokenizer, ids, ChatTemplate(), max_text)
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return encode(self.tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Words of the ids; special tokens are left out."""
