@@ -8,7 +8,6 @@ import torch
 
 from flashu.models.registry import family_of, resolve
 from flashu.models.small_autoencoder import SmallAutoencoder
-from flashu.scenes.tokenizer import build
 from flashu.scenes.world import SCENES
 from flashu.training.scenes.data import Batcher, build_pool
 from flashu.training.scenes.trainer import Probes, Settings, Trainer
@@ -25,13 +24,14 @@ def test_neighbour_targets() -> None:
 
 
 def test_a_trainer_resumes_where_it_was(tmp_path: Path) -> None:
-    pool, words = build_pool(SmallAutoencoder(), 40, tmp_path / "pool.pt"), build()
+    pool = build_pool(SmallAutoencoder(), 40, tmp_path / "pool.pt")
     create = family_of(resolve("scenes")).trainer
     assert create is not None
 
     def trainer(seed: int) -> Trainer:
-        settings = Settings(10, generation=4, understanding=2)
-        return Trainer(settings, Batcher(pool, words, 0), create(SCENES, words, seed), "cpu", compile_layers=False)
+        network = create(SCENES, seed)
+        batcher = Batcher(pool, network.tokenizer, 0)
+        return Trainer(Settings(10, {"draw": 4, "answer": 2}), batcher, network, "cpu", compile_layers=False)
 
     first, second = trainer(0), trainer(1)
     first.train_step()

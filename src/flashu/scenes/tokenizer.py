@@ -40,7 +40,7 @@ _SYNONYMS = {
     r"\b(erase|get rid of)\b": "remove",
     r"\b(shift)\b": "move",
     r"\b(insert)\b": "add",
-    r"^\s*describe (all|each) cells?\s*\.?\s*$": "describe every cell.",
+    r"^\s*describe (every|all|each)( the)? cells?\s*\.?\s*$": "describe every cell.",
 }
 
 

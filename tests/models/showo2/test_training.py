@@ -3,6 +3,8 @@ what it never trained on."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,12 @@ from flashu.models.registry import ASSETS
 from flashu.models.showo2 import naive
 from flashu.models.showo2.load import load_model, load_processor
 from flashu.models.showo2.training import ScenesShowO2, config_of, processor_of
-from flashu.scenes.tokenizer import build
+from flashu.models.small_autoencoder import SmallAutoencoder
+from flashu.models.training import IGNORED, pack
+from flashu.scenes.captions import longest
+from flashu.scenes.tokenizer import ANSWER, BOI, BOS, EOS, build
 from flashu.scenes.world import HARD, SCENES, WORLDS
-from flashu.training.scenes.data import Batcher, Pool, Rows, generation_rows
+from flashu.training.scenes.data import Batcher, build_pool
 from flashu.training.scenes.evaluate import score
 
 
@@ -37,25 +42,54 @@ def test_shipped_words_are_the_ones_the_program_builds(world):
 
 def test_a_forward_of_training_is_the_original_programs():
     """Rows of full length: no padding, which the original would see."""
-    network, rows = ScenesShowO2.load(ASSETS / "scenes", SCENES), Rows(SCENES)
-    words = build().get_vocab()
-    text = [words["red"]] * (rows.prefix - 2)
-    ids, pos, mask = generation_rows([text, text[::-1]], words, rows)
+    network = ScenesShowO2.load(ASSETS / "scenes", SCENES)
+    text = [network.tokenizer.get_vocab()["red"]] * longest(SCENES)
+    (first, image), (second, _) = network.drawing(text), network.drawing(text[::-1])
+    tokens = pack([first, second])
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.2, 0.7])
     with torch.inference_mode():
-        states = network.forward(ids, pos, mask, rows.image_drawn, latents, t)
-        velocity = network.velocity(states, pos, mask, rows.image_drawn, (8, 8))
-        places = torch.tensor([[[rows.prefix, SCENES.tokens + 1]]] * 2)
-        logits, expected = naive.forward(network.module, ids, latents, t, naive.omni_mask(ids.shape[1], places), places)
+        states = network.forward(tokens, image, latents, t)
+        velocity = network.velocity(states, tokens, image)
+        places = torch.tensor([[[image.start, SCENES.tokens + 1]]] * 2)
+        mask = naive.omni_mask(tokens.ids.shape[1], places)
+        logits, expected = naive.forward(network.module, tokens.ids, latents, t, mask, places)
         assert torch.allclose(velocity, expected, atol=1e-4)
-        assert torch.allclose(network.logits(states.hidden), logits, atol=1e-3)
+        assert torch.allclose(network.module.logits(states.hidden), logits, atol=1e-3)
+
+
+def test_rows():
+    """To draw: padding, bos, text, boi, then the image, at one place in all rows; to ask: the image first."""
+    network = ScenesShowO2.load(ASSETS / "scenes", SCENES)
+    pool = build_pool(SmallAutoencoder(), 40)
+    batcher = Batcher(pool, network.tokenizer, 0)
+    rows = network.rows(batcher.drawings(8), pool)
+    assert rows.drawn
+    assert (rows.tokens.ids[:, rows.image.start - 1] == network.id[BOI]).all()
+    for ids, position, mask in zip(rows.tokens.ids, rows.tokens.position, rows.tokens.mask[:, 0], strict=True):
+        start = ids.tolist().index(network.id[BOS])
+        assert position[start:].tolist() == list(range(len(ids) - start))
+        assert not mask[start:, :start].any()
+        assert mask[rows.image, start:].all()
+        assert not mask[start : rows.image.start, rows.image].any()
+    rows = network.rows(batcher.askings(4), pool)
+    header = rows.image.stop + 1
+    for ids, position, mask, targets in zip(
+        rows.tokens.ids, rows.tokens.position, rows.tokens.mask[:, 0], rows.tokens.targets, strict=True
+    ):
+        starts = [header] + [i + 1 for i, v in enumerate(ids.tolist()) if v == network.id[EOS]]
+        for start, end in pairwise(starts):
+            assert position[start:end].tolist() == list(range(header, header + end - start))
+            assert mask[start:end, :header].all()
+            assert not mask[start:end, header:start].any()
+            marker = start + ids[start:end].tolist().index(network.id[ANSWER])
+            assert torch.equal(targets[marker : end - 1], ids[marker + 1 : end])
+            assert (targets[start:marker] == IGNORED).all()
+            assert targets[end - 1] == IGNORED
 
 
 def test_it_draws_and_answers():
-    network, vae = ScenesShowO2.load(ASSETS / "scenes", SCENES), load_processor(ASSETS / "scenes").vae
-    nothing = Pool([], torch.zeros(0), torch.zeros(0), {})
-    table = score(network, Batcher(nothing, build(), 0), vae.module, n=2, seed=5)
+    table = score(ASSETS / "scenes", ("draw", "answer"), SCENES, n=2, seed=5)
     assert table["generation"] >= 0.75
     assert table["understanding"] >= 0.85
 
@@ -63,7 +97,7 @@ def test_it_draws_and_answers():
 def test_a_model_starts_from_a_smaller_worlds():
     """Words by name, positions resized, layers as they were."""
     words, known = build(HARD), load_model(ASSETS / "scenes", torch.float32)
-    model = ScenesShowO2.create(HARD, words, 0, start=ASSETS / "scenes").module
+    model = ScenesShowO2.create(HARD, 0, start=ASSETS / "scenes").module
     old, new = build(), model.showo.model.embed_tokens.weight
     for word in ("circle", "left", "##d", "<answer>"):
         assert torch.equal(new[words.token_to_id(word)], known.showo.model.embed_tokens.weight[old.token_to_id(word)])

@@ -28,14 +28,14 @@ def draw(losses: Path, scores: Path, picture: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))
     for axis, path, names in (
-        (axes[0], losses, ("flow", "answer", "board", "around", "seen")),
+        (axes[0], losses, ("flow", "codes", "edit flow", "answer", "board", "around", "seen")),
         (axes[1], scores, None),
     ):
         if not path.exists():
             continue
         with path.open() as file:
             rows = list(csv.DictReader(file))
-        for name in names or [k for k in rows[0] if k not in ("step", "minutes")]:
+        for name in [k for k in names or rows[0] if k in rows[0] and k not in ("step", "minutes")]:
             style = {"linewidth": 2.5} if name in ("generation", "understanding") else {"linewidth": 1}
             axis.plot([float(r["step"]) for r in rows], [float(r[name]) for r in rows], label=name, **style)
         axis.set_xlabel("step")
