@@ -151,7 +151,7 @@ class TokenModelLayout:
 
         def sampler(forwards: int, solver: str) -> AutoregressiveSampler:
             forced = lambda i: [EOL] * (i % SIDE == SIDE - 1)  # noqa: E731
-            return AutoregressiveSampler(SIDE * SIDE, CODES, codes_segment, noise, LEVELS, forced)
+            return AutoregressiveSampler((SIDE * SIDE,), CODES, codes_segment, noise, LEVELS, forced)
 
         scales = {} if guidance in (0, 1) else {"uncond": guidance}
         contexts = [Append((MAIN,), (text_segment(main),))]

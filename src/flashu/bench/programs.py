@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from flashu.bench import steps
 from flashu.bench.reads import Reads
@@ -157,13 +156,8 @@ class RecipeProgram(Program):
         tracer.end()
         if not subject.drawing:
             return torch.tensor([run.text for run in runs])
-        return torch.stack([self._drawn(last[n]) for n in range(len(runs))])
-
-    def _drawn(self, event: Event) -> Tensor:
-        """What there is of a drawing, in the shape of a whole one."""
-        if self.subject.sizes.spec.drawing != "autoregressive":
-            return event.data
-        return functional.pad(event.data, (0, event.total - len(event.data)))
+        # Of a drawing cut short, what there is of it.
+        return torch.stack([last[n].data for n in range(len(runs))])
 
 
 class OriginalProgram(Program):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, takewhile
 from typing import Any, Literal, TypeAlias
 
@@ -259,15 +259,15 @@ class Run:
         self._events.append(Event("image", sampler.total, sampler.total, sampler.state))
 
     def _request_of(self, step: Step, plan: Plan, rows: Sequence[Row], sampler: Sampler, index: int) -> StepRequest:
-        if step.kind != "token":
-            space = sampler.total * 2  # codes, and at most one forced token after each
-            return StepRequest(step, plan, tuple(rows), sampler.want, sampler.codes, space=space)
+        request = StepRequest(step, plan, tuple(rows), sampler.want, sampler.codes)
+        if sampler.kind == "block":
+            return request
+        request = replace(request, space=sampler.space(index))
+        if step.kind == "prefill":
+            return request
         segment = sampler.segments(index)
         assert isinstance(segment, Segment)
-        space = 2 * (sampler.total - index)
-        return StepRequest(
-            step, plan, tuple(rows), sampler.want, sampler.codes, None, segment.content, segment.layout.spans, space
-        )
+        return replace(request, ids=segment.content, spans=segment.layout.spans)
 
     def _rows(
         self, sampler: Sampler, branches: Sequence[str], kind: Kind, index: int, every: bool = False

@@ -17,12 +17,17 @@ class Sampler(Protocol):
 
     kind: Literal["block", "token"]
     want: Want
-    codes: tuple[int, int] | None
     total: int
     """Forwards."""
 
+    @property
+    def codes(self) -> tuple[int, int] | None: ...
+
     def time(self, index: int) -> float | None:
         """Flow time of forward ``index``."""
+
+    def space(self, index: int) -> int:
+        """Tokens that the forwards from ``index`` on append to the contexts; those of a block leave none there."""
 
     def segments(self, index: int) -> Segment | Mapping[str, Segment]:
         """The tokens of forward ``index``, the same in every branch or by branch. Of a "token" sampler from forward 1

@@ -31,6 +31,9 @@ class FlowSampler:
     def time(self, index: int) -> float:
         return self._times[index]
 
+    def space(self, index: int) -> int:
+        return 0
+
     def segments(self, index: int) -> Segment | Mapping[str, Segment]:
         return self._block(self.state, self._times[index])
 

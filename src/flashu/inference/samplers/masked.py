@@ -41,6 +41,9 @@ class MaskedSampler:
     def time(self, index: int) -> None:
         return None
 
+    def space(self, index: int) -> int:
+        return 0
+
     def segments(self, index: int) -> Segment:
         return self._block(self._ids)
 

@@ -200,6 +200,9 @@ class CallerSampler:
     def time(self, index: int) -> float:
         return self._time
 
+    def space(self, index: int) -> int:
+        return 0
+
     def segments(self, index: int) -> Segment | Mapping[str, Segment]:
         assert self._image is not None
         return self._block(self._image)
