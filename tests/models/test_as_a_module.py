@@ -42,7 +42,7 @@ def computed(engine: flashu.Engine) -> Tensor:
     (script,) = engine.layout.answer([AnswerRequest("w3 w4", (PICTURE,), TOKENS)])
     run = Run(script, engine.recipe, engine.model.spec, choose=choose)
     with torch.inference_mode():
-        complete(engine._executor(), [run])
+        complete(engine.executor(), [run])
     return torch.cat((latents.double().flatten(), torch.cat(logits).flatten()))
 
 

@@ -14,6 +14,7 @@ from flashu.evaluation.timing import Clock
 from flashu.inference.engine import Engine
 from flashu.runtime.executor import Executor
 from flashu.runtime.runner import Runner
+from flashu.runtime.slots import SlotPool
 
 COMPONENTS = FEATURES, DECODER, LOGITS, HEAD, AUTOENCODER = "features", "LLM", "logits", "head", "VAE"
 Part: TypeAlias = Callable[[str], AbstractContextManager[Any]]
@@ -80,9 +81,9 @@ class TracedEngine(Engine):
         self._hold(engine.model, engine.processor)
         self.prepared, self.part = engine.prepared, part
 
-    def _executor(self) -> Executor:
+    def executor(self, slots: SlotPool | None = None) -> Executor:
         model: Any = TracedModel(self.model, self.part)
-        return Executor(TracedRunner(model, self.prepared.banks, self.prepared.calls), self.prepared.graphs)
+        return Executor(TracedRunner(model, self.prepared.banks, self.prepared.calls), self.prepared.graphs, slots)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, batch_size: int = 8) -> list[Image.Image]:

@@ -33,6 +33,7 @@ from flashu.runtime.executor import Executor
 from flashu.runtime.graphs import GraphPool
 from flashu.runtime.memory import enough_memory
 from flashu.runtime.sampling import chooser
+from flashu.runtime.slots import SlotPool
 
 RecipeSource: TypeAlias = Recipe | FlashUConfig | str | Path
 CHECK_EVERY = 8
@@ -191,21 +192,16 @@ class Engine:
     def _drawn(
         self, requests: Sequence[DrawRequest], batch_size: int | None, on_step: OnStep | None, decode: bool
     ) -> Generation:
-        first = requests[0]  # all have the same settings
-        asked = first.steps or self.layout.defaults.steps
-        if self.recipe.forwards(asked) < 1:
-            raise FlashUError(f"{asked} steps leave no forward under recipe {self.recipe.name!r}: ask for more")
         check_number("batch_size", batch_size)
         chunk = batch_size or len(requests)
-        scripts = self.layout.draw(requests, self.recipe)
-        self.prepare("generation", prompt=first.prompt)
+        scripts = self._scripts(requests)
         drawn, traces = [], []
         for at in range(0, len(requests), chunk):
             part = scripts[at : at + chunk]
             runs = self._runs(part)
             advice = "use a smaller batch_size or image, or bf16 weights"
             with enough_memory(f"draw {len(part)} images at once", advice), torch.inference_mode():
-                complete(self._executor(), runs, None if on_step is None else StepCalls(on_step, len(part)))
+                complete(self.executor(), runs, None if on_step is None else StepCalls(on_step, len(part)))
             drawn += [run.drawn[-1] for run in runs]
             traces += [run.trace for run in runs]
         latents = torch.stack(drawn)
@@ -213,6 +209,20 @@ class Engine:
             raise FlashUError("the latents are not finite: the weights or the settings are unusable")
         images = self.decode(latents, min(chunk, 8)) if decode and self.layout.draws else []
         return Generation(images, latents, [r.prompt for r in requests], [r.seed for r in requests], traces)
+
+    def runs_to_draw(self, requests: Sequence[DrawRequest]) -> list[Run]:
+        """A run for each image, not yet begun; `FlashUError` for what cannot be drawn. Several that go together are
+        computed together; each run's ``drawn[-1]`` is what `decode` takes."""
+        return self._runs(self._scripts(requests))
+
+    def _scripts(self, requests: Sequence[DrawRequest]) -> list[list[Action]]:
+        """The actions of requests of equal steps; the recipe is prepared for them."""
+        asked = requests[0].steps or self.layout.defaults.steps
+        if self.recipe.forwards(asked) < 1:
+            raise FlashUError(f"{asked} steps leave no forward under recipe {self.recipe.name!r}: ask for more")
+        scripts = self.layout.draw(requests, self.recipe)
+        self.prepare("generation", prompt=requests[0].prompt)
+        return scripts
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, batch_size: int = 8) -> list[Image.Image]:
@@ -255,11 +265,11 @@ class Engine:
         self, image: Shown, question: str, *, max_new_tokens: int | None = None, **sampling: Any
     ) -> Iterator[str]:
         """The pieces of one answer's text as they are decoded; settings as in `answer`."""
-        (run,) = self._answering(questions_about([image], [question], max_new_tokens), **sampling)
+        (run,) = self.runs_to_answer(questions_about([image], [question], max_new_tokens), **sampling)
         return self._pieces(run)
 
     def _pieces(self, run: Run) -> Iterator[str]:
-        executor, shown = self._executor(), ""
+        executor, shown = self.executor(), ""
         while not run.done:
             with torch.inference_mode():
                 events = run.step(executor)
@@ -275,13 +285,13 @@ class Engine:
 
     def respond(self, requests: Sequence[AnswerRequest], **sampling: Any) -> list[Answer]:
         """Answer requests as one batch; ``sampling`` as in `answer`."""
-        runs = self._answering(requests, **sampling)
+        runs = self.runs_to_answer(requests, **sampling)
         advice = "ask fewer at a time, or use bf16 weights"
         with enough_memory(f"answer {len(requests)} questions at once", advice), torch.inference_mode():
-            complete(self._executor(), runs)
+            complete(self.executor(), runs)
         return [Answer(self.layout.text(run.text), run.text, run.trace) for run in runs]
 
-    def _answering(
+    def runs_to_answer(
         self,
         requests: Sequence[AnswerRequest],
         *,
@@ -290,6 +300,7 @@ class Engine:
         top_p: float | None = None,
         seed: int | Sequence[int] = 0,
     ) -> list[Run]:
+        """A run for each answer, not yet begun; settings as in `answer`. `FlashUError` for what cannot be asked."""
         choices = [
             chooser(temperature=temperature, top_k=top_k, top_p=top_p, seed=one)
             for one in seeds_of(seed, len(requests), "questions")
@@ -335,8 +346,10 @@ class Engine:
         self.prepared.release(self.model)
 
     # -- inside ------------------------------------------------------------------------------------------------
-    def _executor(self) -> Executor:
-        return Executor(self.prepared.runner(self.model), self.prepared.graphs)
+    def executor(self, slots: SlotPool | None = None) -> Executor:
+        """Computes the forwards of this engine's runs, of one thread; ``slots``: so that answers may begin and end at
+        any token of others. Make it after `prepare`."""
+        return Executor(self.prepared.runner(self.model), self.prepared.graphs, slots)
 
     def _runs(self, scripts: Sequence[Sequence[Action]], choices: Sequence[Any] | None = None) -> list[Run]:
         # The released program has one layer-skipping list for a whole batch.

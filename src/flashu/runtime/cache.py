@@ -43,10 +43,10 @@ class _Space:
         self.at.copy_(at)
         self.mask.copy_(mask)
 
-    def advance(self) -> None:
-        """One token more in every row."""
-        self.length += 1
-        self.at += 1
+    def advance(self, step: int | Tensor = 1) -> None:
+        """One token more in every row, or ``step`` [rows] of 0 or 1."""
+        self.length += step
+        self.at += 1 if isinstance(step, int) else step[:, None]
         self.mask.masked_fill_(self.columns == self.at[..., None, None], 0)
 
 
@@ -93,7 +93,9 @@ class KVBlock:
         whole = stacked(rows)
         self.rows, self.shape = len(rows), BlockShape.of(whole, positions, more)
         self._members: list[ReferenceType[Context]] = []
-        self._single: dict[tuple[Span, ...], list[AttentionContext]] = {}
+        self._single: dict[tuple[tuple[Span, ...], int], list[AttentionContext]] = {}
+        self._step: int | Tensor = 1
+        """How far a token moves each row."""
         self.spaces = [_Space(self.rows, c, model.dtype, model.device) for c in self.shape.capacities]
         self.space_of = [self.spaces[n] for n in self.shape.space_of]
         # Zeros: what nothing sees yet is multiplied by nought all the same.
@@ -139,6 +141,22 @@ class KVBlock:
         there = (member() for member in self._members)
         return [context for context in there if context is not None and context.slot and context.slot.block is self]
 
+    def past(self, row: int) -> int:
+        """Tokens of a row in the last layer."""
+        return self.held[row] + self.taken
+
+    def took(self, rows: Sequence[int], tokens: int) -> None:
+        """Note that ``rows``, all that decode here, took in ``tokens`` more."""
+        self.taken += tokens
+
+    def _check(self, tokens: int) -> None:
+        if self.taken + tokens > self.more:
+            raise IndexError(f"a cache with space for {self.more} tokens cannot take {tokens} after {self.taken}")
+
+    def select(self, rows: Sequence[int]) -> bool:
+        """Whether the next tokens can be those of ``rows`` alone: whether only they are still in use."""
+        return {context.slot.row for context in self.live() if context.slot is not None} == set(rows)
+
     def row(self, index: int) -> KV:
         """The keys and values of one row."""
         layouts = {id(space): TokenLayout.causal([int(space.length[index])]) for space in self.spaces}
@@ -153,38 +171,37 @@ class KVBlock:
     def contexts(self, tokens: int = 1, spans: tuple[Span, ...] = ()) -> list[AttentionContext]:
         """What the next ``tokens`` of each row attend to, by layer, and where their keys and values go; ``spans``: the
         expert of each."""
-        if self.taken + tokens > self.more:
-            raise IndexError(f"a cache with space for {self.more} tokens cannot take {tokens} after {self.taken}")
-        if tokens == 1 and spans in self._single:
-            return self._single[spans]
+        self._check(tokens)
+        if tokens == 1 and (spans, self.rows) in self._single:
+            return self._single[spans, self.rows]
         rope = self._rope
         if tokens > 1:
             ahead = self.position[:, None] + torch.arange(tokens, device=self.position.device)
             rope = tuple(self._table[ahead][:, None].chunk(2, dim=-1))  # type: ignore[assignment]
         windows = {id(s): (s.at, s.mask) if tokens == 1 else s.window(tokens) for s in self.spaces}
-        found = []
+        found, n = [], self.rows
+        rope = rope[0][:n], rope[1][:n]
         for (k, v), space in zip(self.storage, self.space_of, strict=True):
             at, mask = windows[id(space)]
-            found.append(AttentionContext(rope, mask, Slot(k, v, at), spans))
+            found.append(AttentionContext(rope, mask[:n], Slot(k[:n], v[:n], at[:n]), spans))
         if tokens == 1:
-            self._single[spans] = found  # their tensors change in place
+            self._single[spans, n] = found  # their tensors change in place
         return found
 
     def advance(self, tokens: int = 1) -> None:
         """The next ``tokens`` of every row now stand in every layer: on the device alone; ``taken`` is the caller's."""
-        self.position += tokens
+        self.position += tokens * self._step
         for space in self.spaces:
             if tokens == 1:
-                space.advance()
+                space.advance(self._step)
             else:
-                space.length += tokens
+                space.length += tokens * self._step
                 space.refresh()
         self._refresh_rope()
 
     def reserve(self, tokens: int) -> Reserved:
         """The state before ``tokens`` more are written, for `truncate`."""
-        if self.taken + tokens > self.more:
-            raise IndexError(f"a cache with space for {self.more} tokens cannot take {tokens} after {self.taken}")
+        self._check(tokens)
         return Reserved(self.taken, self.position.clone(), [space.length.clone() for space in self.spaces])
 
     def truncate(self, before: Reserved, accepted: Sequence[int]) -> None:

@@ -9,21 +9,22 @@ from flashu.runtime.graphs import GraphPool
 from flashu.runtime.prefill import Prefills
 from flashu.runtime.request import Output, StepRequest
 from flashu.runtime.runner import Runner
+from flashu.runtime.slots import SlotPool
 from flashu.runtime.tokens import Tokens
 
 
 class Executor:
-    """Stacks the rows of requests and runs them. ``graphs``: captures forwards of one token and of blocks. For one
-    thread."""
+    """Stacks the rows of requests and runs them. ``graphs``: captures forwards of one token and of blocks. ``slots``:
+    space for decodes that begin and end at any time. For one thread."""
 
-    def __init__(self, runner: Runner, graphs: GraphPool | None = None) -> None:
+    def __init__(self, runner: Runner, graphs: GraphPool | None = None, slots: SlotPool | None = None) -> None:
         self.runner = runner
         self.model = runner.model
         # Inner values cannot be observed in a captured forward.
         self.graphs = graphs if runner.observer is None else None
         prefills = Prefills(runner)
         self.blocks = Blocks(runner, prefills, self.graphs)
-        tokens = Tokens(runner, self.graphs)
+        tokens = Tokens(runner, self.graphs, slots)
         self._kinds = {"prefill": prefills.forward, "block": self.blocks.forward, "token": tokens.forward}
 
     def forward(self, requests: Sequence[StepRequest]) -> list[Output]:

@@ -10,18 +10,23 @@ from flashu.runtime.context import BlockRow
 from flashu.runtime.graphs import GraphPool
 from flashu.runtime.request import Output, Row, StepRequest, shared_out
 from flashu.runtime.runner import Runner, Skips
+from flashu.runtime.slots import SlotPool
 
 
 class Tokens:
-    """Computes the next tokens of some requests together."""
+    """Computes the next tokens of some requests together. ``slots``: where their rows come and go; None: requests
+    that go together share a block, made anew when they change."""
 
-    def __init__(self, runner: Runner, graphs: GraphPool | None) -> None:
-        self.runner, self.graphs = runner, graphs
+    def __init__(self, runner: Runner, graphs: GraphPool | None, slots: SlotPool | None = None) -> None:
+        self.runner, self.graphs, self.slots = runner, graphs, slots
         self.model = runner.model
 
     def forward(self, group: list[StepRequest]) -> list[Output]:
         """One or several tokens more of every row."""
         outputs: dict[int, Output] = {}
+        if self.slots is not None:
+            for request in group:
+                self.slots.join(self.model, [row.context for row in request.rows], request.space)
         by_block: dict[int, list[StepRequest]] = {}
         for request in group:
             slot = request.rows[0].context.slot
@@ -34,7 +39,7 @@ class Tokens:
         """One block that holds the rows of these requests and of no other: theirs, or a new one."""
         contexts = [row.context for request in group for row in request.rows]
         slot = contexts[0].slot
-        if slot is not None and set(map(id, slot.block.live())) == set(map(id, contexts)):
+        if slot is not None and slot.block.select([_slot(row).row for request in group for row in request.rows]):
             return slot.block
         more = max(request.space for request in group)
         if self.graphs is not None:
@@ -69,8 +74,8 @@ class Tokens:
             values = logits(ids)
         else:
             values = self.graphs(block, (first.signature, *skips), logits, ids)
-        pasts = [block.held[_slot(request.rows[0]).row] + block.taken for request in group]
-        block.taken += size
+        pasts = [block.past(_slot(request.rows[0]).row) for request in group]
+        block.took(places, size)
         for request in group:
             for row in request.rows:
                 row.context.position += size
