@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.emu3.config import Emu3Config
 from flashu.models.emu3.layout import sizes_of
@@ -48,11 +46,11 @@ def sizes(checkpoint: Checkpoint) -> Sizes:
     return sizes_of(name, manifest.config, defaults, round((defaults.height * defaults.width / defaults.steps) ** 0.5))
 
 
-def trainer(world: World, words: Tokenizer, seed: int, start: Path | None, codec: Any) -> Any:
+def trainer(world: World, seed: int, start: Path | None = None) -> Any:
     """See `training.ScenesEmu3`, which only training imports."""
     from flashu.models.emu3.training import ScenesEmu3
 
-    return ScenesEmu3.create(world, words, seed, start, codec)
+    return ScenesEmu3.create(world, seed, start)
 
 
 FAMILY = Family(

@@ -1,4 +1,4 @@
-"""The embedded Emu3 as `training.scenes` trains it: what its `Network` asks, which says what rows are."""
+"""The embedded Emu3 as `training.scenes` trains it: its rows, and what it loses on them (see its `Network`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +20,24 @@ from flashu.models.emu3.model import Emu3
 from flashu.models.emu3.processor import Codec, Processor
 from flashu.models.emu3.text import Template, Text
 from flashu.models.layers import AttentionContext
+from flashu.models.small_vq import CODES, SmallVQ
+from flashu.models.training import (
+    IGNORED,
+    Asking,
+    Drawing,
+    Example,
+    Outcome,
+    Packed,
+    Part,
+    Pictures,
+    answered,
+    pack,
+    padding,
+)
 from flashu.models.weights import read_weights, weight_files
 from flashu.scenes.captions import longest
 from flashu.scenes.tokenizer import ANSWER, BOI, BOS, EOI, EOS, IMG_PAD, PAD, build
 from flashu.scenes.world import World
-from flashu.training.scenes.examples import Asking, Drawing
-from flashu.training.scenes.rows import IGNORED, Packed, Part, answered, pack, padding
 
 MAX_QUESTION = 16  # tokens
 TOP_K = 16  # codes that are drawn from, a sixteenth of them as in the released model
@@ -42,40 +53,34 @@ class Rows:
     drawn: Tensor | None = None
     shown: Tensor | None = None
 
-    def to(self, device: torch.device) -> Rows:
-        drawn, shown = (None if slots is None else slots.to(device) for slots in (self.drawn, self.shown))
-        return Rows(self.packed.to(device), drawn, shown)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """``losses``: "draw", cross-entropy of codes, or "answer". [B, N, h]: ``drawn``: normed output at the slots that
-    predict each code, ``middle``: the same after half of the layers, ``shown``: codes of the shown picture there."""
-
-    losses: dict[str, Tensor]
-    drawn: Tensor | None = None
-    middle: Tensor | None = None
-    shown: Tensor | None = None
-
 
 class ScenesEmu3:
-    """A model and the world it is for."""
+    """A model and the world it is for. A row to draw is [bos, text, mark, codes with ends of lines], padded on the left
+    so that the codes have fixed slots; one to ask about [bos, image, questions]."""
 
+    codec = SmallVQ
     tasks = ("draw", "answer")
 
-    def __init__(self, module: Emu3, world: World, text: Text) -> None:
-        self.module, self.world, self.text = module, world, text
+    def __init__(self, module: Emu3, world: World) -> None:
+        self.module, self.world = module, world
+        self.tokenizer = build(world)
+        self.text = text_of(self.tokenizer, module.config.ids, world)
 
     @classmethod
-    def create(cls, world: World, words: Tokenizer, seed: int, start: Path | None, codec: Any) -> ScenesEmu3:
-        """A new model for the codes of ``codec``; with ``start``, one that begins with what fits of the weights in that
-        folder: layers by number, words by name."""
+    def create(cls, world: World, seed: int, start: Path | None = None) -> ScenesEmu3:
+        """A new model; with ``start``, one that begins with what fits of the weights in that folder: layers by number,
+        words by name."""
         torch.manual_seed(seed)
-        module = Emu3(config_of(words, codec.codes))
+        words = build(world)
+        module = Emu3(config_of(words, CODES))
         initialise(module)
         if start is not None:
             take_over(start, module, words)
-        return cls(module, world, text_of(words, module.config.ids, world))
+        return cls(module, world)
+
+    @classmethod
+    def load(cls, folder: Path, world: World) -> ScenesEmu3:
+        return cls(load_model(folder, torch.float32), world)
 
     @property
     def device(self) -> torch.device:
@@ -86,43 +91,37 @@ class ScenesEmu3:
         return self.module.config.text.hidden_size
 
     # -- rows --------------------------------------------------------------------------------------------------
-    def rows(self, examples: Sequence[Any], pool: Any) -> Rows:
-        """Rows of one kind of example; ``pool.pictures``: codes [n, h, w]."""
-        make = self._drawing if isinstance(examples[0], Drawing) else self._asking
-        return make(examples, pool.pictures)
+    def rows(self, examples: Sequence[Example], pool: Pictures) -> Rows:
+        """``pool.pictures``: codes [n, h, w]."""
+        drawn = [self._drawing(e.text, pool.pictures[e.drawn]) for e in examples if isinstance(e, Drawing)]
+        asked = [self._asking(e.asks, pool.pictures[e.shown]) for e in examples if isinstance(e, Asking)]
+        parts, slots = zip(*(drawn or asked), strict=True)
+        width = max(sum(len(part.ids) for part in row) for row in parts)
+        if asked:
+            width = -(-width // 32) * 32  # few shapes, so that compiled layers are few
+        packed = pack([[*row, padding(width - sum(len(part.ids) for part in row))] for row in parts])
+        where = torch.tensor(slots, device=self.device)
+        return Rows(packed.to(self.device), *((where, None) if drawn else (None, where)))
 
-    def _drawing(self, examples: Sequence[Drawing], pictures: Tensor) -> Rows:
-        """[padding, bos, text, mark and size, codes with ends of line]: the last code need not be fed."""
-        text, most = self.text, longest(self.world)
-        rows, slots = [], []
-        for example in examples:
-            codes = pictures[example.drawn]
-            before = [text.ids.bos, *example.text, *text.opening(*codes.shape)]
-            after = text.image(codes)[len(text.opening(*codes.shape)) : -3]  # without what follows the last code
-            ids = [*before, *after]
-            following = [token if token >= text.ids.first else IGNORED for token in ids[1:]]
-            left = most - len(example.text)
-            predicting = [left + i for i, token in enumerate(following) if token != IGNORED]
-            rows.append([padding(left), Part(ids[:-1], range(len(ids) - 1), targets=following)])
-            slots.append(predicting)
-        return Rows(pack(rows), drawn=torch.tensor(slots))
-
-    def _asking(self, examples: Sequence[Asking], pictures: Tensor) -> Rows:
-        """[bos, image], then questions with their answers, each behind the image alone; padding at the end."""
+    def _drawing(self, words: list[int], codes: Tensor) -> tuple[list[Part], list[int]]:
+        """A row and the slots that predict its codes. The last code need not be fed."""
         text = self.text
-        rows, slots = [], []
-        for example in examples:
-            shown = [*text.before(), *text.image(pictures[example.shown])]
-            slots.append([i for i, token in enumerate(shown) if token >= text.ids.first])
-            parts = [Part(shown, range(len(shown)))]
-            for group, (question, answer) in enumerate(example.asks, start=1):
-                asked = [*question, *text.encode(text.template.assistant)]
-                parts.append(answered(asked, [*answer, text.ids.eos], len(shown), group))
-            rows.append(parts)
-        lengths = [sum(len(part.ids) for part in parts) for parts in rows]
-        width = -(-max(lengths) // 32) * 32  # few shapes, so that compiled layers are few
-        packed = pack([[*parts, padding(width - length)] for parts, length in zip(rows, lengths, strict=True)])
-        return Rows(packed, shown=torch.tensor(slots))
+        ids = [text.ids.bos, *words, *text.image(codes)[:-3]]  # without what follows the last code
+        following = [token if token >= text.ids.first else IGNORED for token in ids[1:]]
+        left = longest(self.world) - len(words)
+        slots = [left + i for i, token in enumerate(following) if token != IGNORED]
+        return [padding(left), Part(ids[:-1], range(len(ids) - 1), targets=following)], slots
+
+    def _asking(self, asks: Sequence[tuple[list[int], list[int]]], codes: Tensor) -> tuple[list[Part], list[int]]:
+        """A row and the slots of the picture's codes. Each question sees the image and itself only, at positions right
+        behind the image."""
+        text = self.text
+        shown = [*text.before(), *text.image(codes)]
+        row = [Part(shown, range(len(shown)))]
+        for group, (question, answer) in enumerate(asks, start=1):
+            asked = [*question, *text.encode(text.template.assistant)]
+            row.append(answered(asked, [*answer, text.ids.eos], len(shown), group))
+        return row, [i for i, token in enumerate(shown) if token >= text.ids.first]
 
     # -- learning ----------------------------------------------------------------------------------------------
     def losses(self, rows: Rows) -> Outcome:
@@ -135,7 +134,7 @@ class ScenesEmu3:
         if rows.drawn is None:
             assert rows.shown is not None
             return Outcome({"answer": loss}, shown=_at(middle, rows.shown))
-        return Outcome({"draw": loss}, _at(hidden, rows.drawn), _at(middle, rows.drawn))
+        return Outcome({"codes": loss}, _at(hidden, rows.drawn), _at(middle, rows.drawn))
 
     def _states(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Hidden states [B, S, h] after half of the layers, and normed after all."""
@@ -163,17 +162,12 @@ class ScenesEmu3:
         """Another model of these weights, for evaluation and export."""
         module = Emu3(self.module.config).to(self.device)
         module.load_state_dict(state)
-        return ScenesEmu3(module.eval().requires_grad_(False), self.world, self.text)
+        return ScenesEmu3(module.eval().requires_grad_(False), self.world)
 
     def save(self, folder: Path, codec: Codec) -> None:
         """config.json, tokenizer.json, the codec and bf16 model.safetensors, in the project's format."""
         module = deepcopy(self.module).cpu().to(torch.bfloat16)
         save_model(module, folder, processor_of(codec, self.world, self.text))
-
-    @classmethod
-    def load(cls, folder: Path, world: World) -> ScenesEmu3:
-        module: Emu3 = load_model(folder, torch.float32)
-        return cls(module, world, text_of(build(world), module.config.ids, world))
 
 
 def _at(x: Tensor, slots: Tensor) -> Tensor:
