@@ -64,6 +64,39 @@ def draw(
     return found
 
 
+def change(
+    engine: Engine,
+    sources: Sequence[Scene],
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    batch: int = 32,
+    steps: int | None = None,
+    ledger: Ledger | None = None,
+    on_batch: OnBatch = lambda count: None,
+    **settings: float,
+) -> list[Drawing]:
+    """Edit pictures of the scenes and detect what the results show. ``settings``: as of `Engine.edit`."""
+    world = drawn_world(engine)
+    ledger = ledger or Ledger()
+    identity = fingerprint(engine, "generation")
+    found: list[Drawing] = []
+    for at in range(0, len(texts), batch):
+        part, own = list(texts[at : at + batch]), list(seeds[at : at + batch])
+        shown = sources[at : at + batch]
+        about = [[astuple(o) for o in scene.objects] for scene in shown]
+        chosen = {"steps": steps or engine.layout.defaults.steps, **settings}
+
+        def work(shown: Sequence[Scene] = shown, part: list[str] = part, own: list[int] = own) -> list[dict[str, Any]]:
+            pictures = [Image.fromarray(image) for image in render(shown)]
+            made = engine.edit(pictures, part, seed=own, steps=steps, **settings)  # type: ignore[arg-type]
+            return [_to_json(*pair) for pair in zip(detect(made.images, world), made.latents, strict=True)]
+
+        found += map(_from_json, ledger.get_or_add(key_of("edit", identity, about, part, own, chosen), work))
+        on_batch(len(part))
+    return found
+
+
 def answer(
     engine: Engine,
     questions: Sequence[SceneQuestion],

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .detector import NEAR, Detected
+from .benchmark import Seen
+from .detector import NEAR
 from .sampler import held_scene
 from .split import has_held_pair, is_test_scene
 from .world import CELL, COLUMNS, MARGIN, RELATIONS, ROWS, SCENES, Object, Scene, World, holds, named
@@ -63,7 +64,7 @@ class Verdict:
         return self.asked and self.kept
 
 
-def judge(edit: Edit, seen: Sequence[Detected | Object]) -> Verdict:
+def judge(edit: Edit, seen: Sequence[Seen]) -> Verdict:
     """``seen``: the objects of the edited picture. A thing belongs to the change if it is where an object changes."""
     before, after = set(edit.source.objects), set(edit.target.objects)
     changed = before ^ after
@@ -229,11 +230,11 @@ def _reference(thing: Object, scene: Scene, reference: str, rng: np.random.Gener
     return f"{noun} {relation} the {mark.colour} {mark.shape}"
 
 
-def _distance(a: Detected | Object, b: Detected | Object) -> float:
+def _distance(a: Seen, b: Seen) -> float:
     return float(np.hypot(*np.subtract(a.centre, b.centre)))
 
 
-def _agree(seen: Sequence[Detected | Object], real: set[Object]) -> bool:
+def _agree(seen: Sequence[Seen], real: set[Object]) -> bool:
     """Whether exactly these objects were seen, each near its place."""
     left = list(seen)
     for o in real:
