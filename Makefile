@@ -57,12 +57,12 @@ lab: $(VENV)/.dev  ## every table and figure of the paper on the embedded model,
 lab-full: $(VENV)/.dev  ## the same with all prompts and questions; takes hours, resumes where it stopped
 	$(BIN)/flashu lab all --full -o out/lab-full
 
-train-scenes: $(VENV)/.dev  ## train the embedded model anew (resumes; see README)
+train-scenes: $(VENV)/.dev  ## train the embedded model anew (resumes; other models: see their pages in docs/models)
 	$(BIN)/python -m flashu.training.scenes
 
-scenes-scores: $(VENV)/.dev  ## write docs/scenes-scores.md and docs/scenes-hard-scores.md: the embedded models' score tables
-	$(BIN)/python -m flashu.evaluation.scenes_report --model scenes
-	$(BIN)/python -m flashu.evaluation.scenes_report --model scenes-hard
+scenes-scores: $(VENV)/.dev  ## write docs/MODEL-scores.md of every embedded model: their score tables
+	for model in scenes scenes-hard scenes-bagel scenes-showo scenes-emu3; do \
+		$(BIN)/python -m flashu.evaluation.scenes_report --model $$model || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -17,13 +17,14 @@ from flashu.scenes.questions import verdict
 from flashu.scenes.sampler import held_scene
 from flashu.scenes.world import World, render
 
-STEPS = 20
+STEPS = 20  # of a model that draws by flow
 
 
 def score(folder: Path, tasks: Sequence[str], world: World, n: int, seed: int = 0) -> dict[str, float]:
-    """n test items of each category and kind -> share right, with the means of the tasks. Images in 20 steps."""
+    """n test items of each category and kind -> share right, with the means of the tasks."""
     model = open_model(folder, dtype=torch.float32)
     engine = Engine(model, model.processor)
+    steps = STEPS if model.spec.drawing == "flow" else None
     table: dict[str, float] = {}
 
     def add(mean: str, groups: dict[str, list[bool]]) -> None:
@@ -32,7 +33,7 @@ def score(folder: Path, tasks: Sequence[str], world: World, n: int, seed: int = 
 
     if "draw" in tasks:
         prompts = [p for c in benchmark.CATEGORIES for p in benchmark.prompts(c, n, seed, world=world)]
-        drawn = engine.generate([p.text for p in prompts], seed=list(range(len(prompts))), steps=STEPS)
+        drawn = engine.generate([p.text for p in prompts], seed=list(range(len(prompts))), steps=steps)
         right = [benchmark.judge(p, f) for p, f in zip(prompts, detect(drawn.images, world), strict=True)]
         add("generation", dict(zip(benchmark.CATEGORIES, _parts(right, n), strict=True)))
     if "answer" in tasks:
@@ -44,7 +45,7 @@ def score(folder: Path, tasks: Sequence[str], world: World, n: int, seed: int = 
     if "edit" in tasks:
         wanted = [e for k in (*edits.EDIT_KINDS, *edits.HARD_KINDS) for e in edits.edits(k, n, seed, world)]
         made = engine.edit(
-            pictures([e.source for e in wanted]), [e.text for e in wanted], seed=list(range(len(wanted))), steps=STEPS
+            pictures([e.source for e in wanted]), [e.text for e in wanted], seed=list(range(len(wanted))), steps=steps
         )
         right = [edits.judge(e, f).right for e, f in zip(wanted, detect(made.images, world), strict=True)]
         parts, easy = _parts(right, n), len(edits.EDIT_KINDS)
