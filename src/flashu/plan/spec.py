@@ -31,8 +31,8 @@ class ModelSpec:
     be kept between forwards. ``context``: whether what stands before a block is computed "same" (under the block's
     own layer plan) or "cached" (once). ``branches``: guidance branches besides the main one. ``codes``: range of the
     vocabulary that images are drawn from. ``markers``: tokens of a block besides the image's. ``image``, ``head``,
-    ``output``: work of embedding an image, of the head's keepable part and of what follows it. ``sees``: whether it
-    answers questions about images.
+    ``output``: work of embedding an image, of the head's keepable part and of what follows it; ``picture``: of embedding
+    one that is looked at, where that differs from ``image``. ``sees``: whether it answers questions about images.
     """
 
     family: str
@@ -56,6 +56,7 @@ class ModelSpec:
     image: Work = Work()
     head: Work = Work()
     output: Work = Work()
+    picture: Work | None = None
 
     @property
     def text_spans(self) -> tuple[tuple[str, int, int], ...]:

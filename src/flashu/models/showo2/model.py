@@ -18,9 +18,10 @@ from flashu.models.ffn import FFN
 from flashu.models.layers import Attention, DecoderLayer, RMSNorm, Rope, RotaryEmbedding, Span
 from flashu.models.showo2.config import LLMConfig, ShowO2Config
 from flashu.models.showo2.content import Row, embed_rows
-from flashu.models.showo2.head import FinalLayer, FlowHead, ModulatedBlock, TimestepEmbedder
+from flashu.models.showo2.head import FinalLayer, FlowHead, ModulatedBlock
 from flashu.models.showo2.spec import spec_of
 from flashu.models.showo2.vision import PatchEmbed, SemanticLayers
+from flashu.models.timestep import TimestepEmbedder
 from flashu.plan import ModelSpec
 
 

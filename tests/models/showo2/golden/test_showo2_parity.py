@@ -15,12 +15,12 @@ from flashu.inference.actions import Append, Decode, Draw, DrawRequest
 from flashu.inference.run import Run, complete
 from flashu.inference.samplers.solvers import grid
 from flashu.models.showo2 import naive
-from flashu.models.showo2.head import sinusoid
 from flashu.models.showo2.layout import UNCOND, ShowO2Layout, question
 from flashu.models.showo2.layout import words as text_of
 from flashu.models.showo2.load import load_model, save_model
 from flashu.models.showo2.reference import Reference, additive, with_one_more
 from flashu.models.showo2.text import ChatTemplate
+from flashu.models.timestep import sinusoid
 from flashu.plan import MAIN, LayerPlan
 from flashu.plan.guidance import classifier_free
 from flashu.plan.recipe import Recipe, exact
