@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from flashu.errors import ImageError
@@ -16,6 +16,13 @@ from flashu.errors import ImageError
 Picture: TypeAlias = "Image.Image | str | os.PathLike[str] | Tensor | np.ndarray"
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr", "LAB", "HSV")
 MAX_ASPECT = 64
+OTHER_FORMATS = {
+    ".heic": "HEIC: convert it to PNG or JPEG, or register pillow-heif",
+    ".heif": "HEIF: convert it to PNG or JPEG, or register pillow-heif",
+    ".svg": "SVG is drawn, not stored, in pixels: export it as PNG",
+    ".pdf": "PDF: export the page as PNG",
+}
+"""What to do with files that pillow does not read."""
 
 
 @runtime_checkable
@@ -106,6 +113,11 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _opened(path: str | os.PathLike[str]) -> Image.Image:
+    name = os.fspath(path)
+    if isinstance(name, str) and name.startswith(("http://", "https://", "data:")):
+        raise ImageError(f"{name[:80]}: addresses are not opened: save the picture to a file first")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ImageError(f"{path}: is not a regular file")
     try:
         with Image.open(path) as image:
             image.load()
@@ -113,8 +125,9 @@ def _opened(path: str | os.PathLike[str]) -> Image.Image:
     except FileNotFoundError as e:
         raise ImageError(f"{path}: there is no such file") from e
     except (UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise ImageError(f"{path}: not an image that can be read ({e})") from e
-    except (OSError, SyntaxError) as e:  # a folder, no permission, or a damaged file (PIL's PNG reader: SyntaxError)
+        remedy = OTHER_FORMATS.get(os.path.splitext(name)[1].lower(), str(e))
+        raise ImageError(f"{path}: not an image that can be read ({remedy})") from e
+    except (OSError, SyntaxError) as e:  # no permission, or a damaged file (PIL's PNG reader: SyntaxError)
         raise ImageError(f"{path}: cannot be read, it may be damaged ({e})") from e
 
 
@@ -125,7 +138,10 @@ def _rgb(image: Image.Image) -> Image.Image:
         raise ImageError("the image is empty")
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise ImageError(f"an image of {image.width}x{image.height} is too narrow: crop it first")
-    return image.convert("RGB")
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")  # upright, as cameras mean it
+    except (OSError, SyntaxError, ValueError) as e:  # pillow reads a file when its pixels are first asked for
+        raise ImageError(f"the image cannot be read, its file may be damaged or closed ({e})") from e
 
 
 def _cover(image: Image.Image, height: int, width: int) -> Image.Image:

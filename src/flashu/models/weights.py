@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flashu.errors import CheckpointError, FlashUError
 from flashu.models.ffn import FFN
 from flashu.models.packing import FOR_GOOD, is_packed
+from flashu.plan.files import read_text
 
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -28,10 +29,10 @@ AGAIN = "Download it again; to test a file, compare its size and sha256 with the
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except FileNotFoundError as e:
         raise CheckpointError(f"{path.parent}: there is no {path.name}; is this the folder of a model?") from e
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: cannot be read as JSON ({e}). {AGAIN}") from e
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds a {type(data).__name__} where an object is expected. {AGAIN}")

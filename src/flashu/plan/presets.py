@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flashu.errors import RecipeError
+from flashu.plan.files import read_text
 from flashu.plan.methods import AdaptiveGuidance, FFNPrune, HeadCache, LayerSkip, Method, TokenPrune
 from flashu.plan.recipe import Recipe, exact
 from flashu.plan.spec import ModelSpec
@@ -193,12 +194,14 @@ def tuned_preset(name: str, target: Target | None) -> Path | None:
 
 
 def _path(source: str | Path, target: Target | None) -> Path:
+    if not isinstance(source, str | Path):
+        raise RecipeError(f"a recipe is a preset's name, a file, settings or a Recipe, not a {type(source).__name__}")
     return tuned_preset(str(source), target) or Path(source)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except FileNotFoundError as error:
         known = ", ".join((*PRESETS, *tuned_presets()))
         raise RecipeError(f"no preset {str(path)!r}: give {known} or a recipe file") from error
@@ -210,4 +213,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _recipe(data: Mapping[str, Any]) -> Recipe:
-    return Recipe.from_dict(data.get("recipe", data))
+    recipe = data.get("recipe", data)
+    if not isinstance(recipe, Mapping):
+        raise RecipeError(f"a recipe must be an object, not a {type(recipe).__name__}")
+    return Recipe.from_dict(recipe)

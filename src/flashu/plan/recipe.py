@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +108,32 @@ class Recipe:
         return {"name": self.name, **flags, "solver": self.solver, "methods": [m.to_dict() for m in self.methods]}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Recipe:
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Inverse of :meth:`to_dict`; unknown methods, settings or keys raise `RecipeError`."""
         unknown = set(data) - {"name", "reference", "padded", "solver", "methods"}
         if unknown:
             raise RecipeError(f"unknown recipe keys {sorted(unknown)}")
+        if not isinstance(data.get("name", ""), str):
+            raise RecipeError(f"a recipe's name must be a string, got {data['name']!r}")
+        entries = data.get("methods", ())
+        if not isinstance(entries, list | tuple) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise RecipeError("a recipe's methods must be a list of objects")
         methods = []
-        for entry in data.get("methods", ()):
+        for entry in entries:
             settings = dict(entry)
             name = settings.pop("method", None)
-            if name not in METHODS:
+            if not isinstance(name, str) or name not in METHODS:
                 raise RecipeError(f"unknown method {name!r}; known are {sorted(METHODS)}")
+            fields = {field.name: field.default is MISSING for field in dataclass_fields(METHODS[name])}
+            if strange := settings.keys() - fields.keys():
+                raise RecipeError(
+                    f"{name} has no setting {', '.join(sorted(map(str, strange)))}: it has {', '.join(fields)}"
+                )
+            if lacking := {field for field, needed in fields.items() if needed} - settings.keys():
+                raise RecipeError(f"{name} lacks its {', '.join(sorted(lacking))}")
             try:
                 methods.append(METHODS[name](**settings))
-            except TypeError as error:
+            except TypeError as error:  # a setting of a kind that cannot be compared
                 raise RecipeError(f"{name}: {error}") from error
         flags = {flag: bool(data.get(flag, False)) for flag in ("reference", "padded")}
         return cls(tuple(methods), data.get("name", "custom"), **flags, solver=data.get("solver", "euler"))

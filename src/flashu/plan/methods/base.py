@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from flashu.errors import RecipeError
 from flashu.plan import ModelSpec, Observations, Plan, Side, Step, Task, share
+
+KINDS: dict[str, tuple[type, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a finite number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a string"),
+}
+"""What a setting must be, by its annotation."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,14 @@ class Method:
     def __post_init__(self) -> None:
         if self.task not in self.tasks:
             raise RecipeError(f"{self.name} does not exist for {self.task}; it is for {', '.join(sorted(self.tasks))}")
+        for field in dataclasses.fields(self):
+            expected, value = KINDS.get(str(field.type)), getattr(self, field.name)
+            if expected is not None and (
+                not isinstance(value, expected[0])
+                or (isinstance(value, bool) and expected[0] is not bool)
+                or (isinstance(value, Real) and not math.isfinite(value))
+            ):
+                raise RecipeError(f"{self.name}: {field.name} must be {expected[1]}, got {value!r}")
 
     @property
     def writes(self) -> frozenset[str]:
