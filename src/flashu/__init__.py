@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flashu.interfaces.chat import ChatModel, ChatProcessor
     from flashu.interfaces.patch import apply_flashu_patch, remove_flashu_patch
     from flashu.interfaces.pipeline import Pipeline, PipelineOutput
+    from flashu.models.emu3.public import Emu3
     from flashu.models.showo2.public import ShowO2, adopt
     from flashu.models.video import Video
 
@@ -37,6 +38,7 @@ _LATER = {
     "Calibration": "inference.calibrate.calibration",
     "ChatModel": "interfaces.chat",
     "ChatProcessor": "interfaces.chat",
+    "Emu3": "models.emu3.public",
     "Engine": "inference.engine",
     "Generation": "inference.engine",
     "Pipeline": "interfaces.pipeline",
@@ -93,6 +95,7 @@ __all__ = [
     "ChatModel",
     "ChatProcessor",
     "CheckpointError",
+    "Emu3",
     "Engine",
     "FlashUConfig",
     "FlashUError",

@@ -17,7 +17,7 @@ from flashu.models.hub import HUB_ID, checkpoint_folder
 from flashu.models.place import find_device, find_dtype
 from flashu.models.weights import read_json, weight_files
 
-FAMILIES = {"showo2": "flashu.models.showo2.family"}
+FAMILIES = {"showo2": "flashu.models.showo2.family", "emu3": "flashu.models.emu3.family"}
 """The module of each family, whose FAMILY says what it offers; imported when first asked for."""
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -37,6 +37,16 @@ CHECKPOINTS = (
             ("show-o2-7B", "Show-o2 on Qwen2.5-7B, 432 px; 8.9 B parameters in all"),
             ("show-o2-1.5B-w-video-und", "the 1.5B that has seen videos too"),
             ("show-o2-7B-w-video-und", "the 7B that has seen videos too"),
+        )
+    ),
+    *(
+        Checkpoint(f"BAAI/{name}", f"BAAI/{name}", summary, family="emu3")
+        for name, summary in (
+            ("Emu3-Gen", "Emu3 for drawing, 720 px; 8.8 B parameters in all"),
+            ("Emu3-Chat", "Emu3 for answering"),
+            ("Emu3-Stage1", "the model that both come from, 512 px"),
+            ("Emu3-Gen-hf", "Emu3-Gen as transformers has it, its image tokenizer included"),
+            ("Emu3-Chat-hf", "Emu3-Chat as transformers has it, its image tokenizer included"),
         )
     ),
 )
