@@ -42,7 +42,7 @@ class MaskedLayout(TokenModelLayout):
             return Segment(ids, layout, COUNT)
 
         def sampler(forwards: int, solver: str) -> MaskedSampler:
-            return MaskedSampler(COUNT, forwards, CODES, MASK, block, noise)
+            return MaskedSampler(torch.full((COUNT,), MASK), forwards, CODES, MASK, block, noise)
 
         steps = request.steps or 8
         prompts: Sequence[Action] = (

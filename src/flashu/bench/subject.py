@@ -67,7 +67,7 @@ class Subject:
     @property
     def guidance(self) -> float | None:
         scale = self.layout.defaults.guidance
-        return None if not self.drawing or scale in (0, 1) else scale
+        return scale if self.drawing and self.model.spec.scales(scale) else None
 
     @property
     def weights(self) -> str:

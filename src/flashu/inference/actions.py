@@ -65,8 +65,18 @@ History: TypeAlias = Sequence[tuple[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
+class Known:
+    """An image of which only a part is to be drawn. ``image``: a picture, or codes [N] as drawn. ``mask``: what to
+    draw: a picture, white there, or bool, one for each code in reading order."""
+
+    image: Picture
+    mask: Picture
+
+
+@dataclass(frozen=True, eq=False)
 class DrawRequest:
-    """One image to draw. None = the model's default; ``images``: those to edit. `FlashUError` for unusable numbers."""
+    """One image to draw. None = the model's default; ``images``: those to edit; ``known``: one of which a part stays.
+    `FlashUError` for unusable numbers."""
 
     prompt: str
     seed: int = 0
@@ -77,6 +87,7 @@ class DrawRequest:
     width: int | None = None
     history: History = ()
     images: Sequence[Picture] = ()
+    known: Known | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "guidance", "height", "width"):

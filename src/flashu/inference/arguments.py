@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashu.errors import FlashUError, ImageError, PromptError
-from flashu.inference.actions import AnswerRequest, History, Visual
+from flashu.inference.actions import AnswerRequest, History, Known, Visual
 from flashu.inference.run import Event, StepTrace
 from flashu.plan import Plan, Step
 
@@ -81,6 +81,18 @@ def questions_about(
     if not all(groups):
         raise ImageError("a question about no image: give at least one, or send a message without images")
     return [AnswerRequest(text, group, max_new_tokens) for text, group in zip(questions, groups, strict=True)]
+
+
+def known_of(image: Any, mask: Any, count: int) -> list[Known | None]:
+    """The image and mask of each prompt: one for all, or a list of as many; `ImageError` if one of them is missing."""
+    if image is None and mask is None:
+        return [None] * count
+    if image is None or mask is None:
+        raise ImageError("to draw a part of an image, give both image and mask (white where to draw)")
+    images, masks = (list(x) if isinstance(x, list | tuple) else [x] * count for x in (image, mask))
+    if len(images) != count or len(masks) != count:
+        raise ImageError(f"{len(images)} images and {len(masks)} masks for {count} prompts: give one, or one for each")
+    return [Known(*pair) for pair in zip(images, masks, strict=True)]
 
 
 def histories_of(history: History | Sequence[History], prompts: Sequence[str], one: bool) -> list[History]:

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from flashu.errors import FlashUError, ImageError, PromptError
 from flashu.inference.actions import Action, AnswerRequest, DrawRequest, History, Visual
-from flashu.inference.arguments import OnStep, Shown, StepCalls, histories_of, questions_about, seeds_of, texts_of
+from flashu.inference.arguments import (
+    OnStep,
+    Shown,
+    StepCalls,
+    histories_of,
+    known_of,
+    questions_about,
+    seeds_of,
+    texts_of,
+)
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.prepared import PreparedRecipe
 from flashu.inference.results import Answer, Generation
@@ -126,6 +135,8 @@ class Engine:
         prompts: str | Sequence[str],
         *,
         history: History | Sequence[History] | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        mask: Picture | Sequence[Picture] | None = None,
         seed: int | Sequence[int] = 0,
         images_per_prompt: int = 1,
         steps: int | None = None,
@@ -142,9 +153,12 @@ class Engine:
         ``history``: (text, image) pairs that stand before a prompt in its row; with a list of prompts, a list of them
         for each. An image is a picture or the latents of one drawn, in the size of the image to draw, and stays as it
         is. The guidance branch does not see it.
+        ``image``, ``mask``: draw the part of an image that the mask shows white (`inference.actions.Known`), for models
+        that draw by masked codes; one for all prompts, or a list with one for each.
         ``seed``: of the first image, counted up from there, or one per image; an image depends on its own seed, not
-        on its batch (up to rounding). ``steps``: forwards before the recipe shortens them. ``guidance``: scale s0; 0 or
-        1 draws without a guidance branch. ``height``, ``width``: pixels. ``batch_size``: images at a time, default all.
+        on its batch (up to rounding). ``steps``: forwards before the recipe shortens them. ``guidance``: as the model's
+        authors count it; 0 draws without a guidance branch. ``height``, ``width``: pixels. ``batch_size``: images at a
+        time, default all.
         ``decode`` False: latents only. Defaults are the checkpoint's. Raises a `FlashUError` before anything is
         computed.
         """
@@ -154,10 +168,13 @@ class Engine:
         check_number("images_per_prompt", images_per_prompt)
         before = [()] * len(listed) if history is None else histories_of(history, listed, isinstance(prompts, str))
         shared = {"steps": steps, "guidance": guidance, "shift": shift, "height": height, "width": width}
-        texts = [(p, h) for p, h in zip(listed, before, strict=True) for _ in range(images_per_prompt)]
+        known = known_of(image, mask, len(listed))
+        if known[0] is not None and self.model.spec.drawing != "masked":
+            raise FlashUError(f"{self.model.spec.family} draws whole images: leave image and mask out")
+        texts = [x for x in zip(listed, before, known, strict=True) for _ in range(images_per_prompt)]
         requests = [
-            DrawRequest(text, s, history=shown, **shared)  # type: ignore[arg-type]
-            for (text, shown), s in zip(texts, seeds_of(seed, len(texts), "images"), strict=True)
+            DrawRequest(text, s, history=shown, known=part, **shared)  # type: ignore[arg-type]
+            for (text, shown, part), s in zip(texts, seeds_of(seed, len(texts), "images"), strict=True)
         ]
         return self._drawn(requests, batch_size, on_step, decode)
 

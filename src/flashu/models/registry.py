@@ -17,7 +17,11 @@ from flashu.models.hub import HUB_ID, checkpoint_folder
 from flashu.models.place import find_device, find_dtype
 from flashu.models.weights import read_json, weight_files
 
-FAMILIES = {"showo2": "flashu.models.showo2.family", "emu3": "flashu.models.emu3.family"}
+FAMILIES = {
+    "showo2": "flashu.models.showo2.family",
+    "emu3": "flashu.models.emu3.family",
+    "showo": "flashu.models.showo.family",
+}
 """The module of each family, whose FAMILY says what it offers; imported when first asked for."""
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -47,6 +51,15 @@ CHECKPOINTS = (
             ("Emu3-Stage1", "the model that both come from, 512 px"),
             ("Emu3-Gen-hf", "Emu3-Gen as transformers has it, its image tokenizer included"),
             ("Emu3-Chat-hf", "Emu3-Chat as transformers has it, its image tokenizer included"),
+        )
+    ),
+    *(
+        Checkpoint(f"showlab/{name}", f"showlab/{name}", summary, family="showo")
+        for name, summary in (
+            ("show-o", "Show-o on Phi-1.5, 256 px; 1.4 B parameters"),
+            ("show-o-512x512", "the same for 512 px"),
+            ("show-o-w-clip-vit", "Show-o shown pictures by CLIP, 256 px; 1.5 B parameters and the vision tower"),
+            ("show-o-w-clip-vit-512x512", "the same for 512 px"),
         )
     ),
 )

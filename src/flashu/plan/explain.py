@@ -67,7 +67,7 @@ def tabulate(
             return list(answering(sizes, of, tokens, question_tokens, budget)), []
         asked = steps or sizes.defaults.steps
         scale = sizes.defaults.guidance if guidance is None else guidance
-        scales = {} if scale in (0, 1) else dict.fromkeys(sizes.spec.branches, scale)
+        scales = sizes.spec.scales(scale)
         if sizes.spec.drawing == "autoregressive":
             return list(drawing_tokens(sizes, of, tokens, prompt_tokens, scales)), []
         return drawing(sizes, of, tokens, prompt_tokens, asked, scales)
@@ -102,7 +102,7 @@ def drawing(
             kept = plan.branches
         deltas |= frozenset(plan.branches) - {MAIN}
         computed = plan.features == "run" or plan.probe != "off"
-        flops = rows * (spec.output if spec.drawing == "flow" else spec.logits).flops(image_tokens)
+        flops = rows * (spec.output if spec.drawing == "flow" else spec.code_logits).flops(image_tokens)
         if computed:
             context = plan.layers if spec.context == "same" else None
             if not recipe.padded and (context, rows) not in prompts:
@@ -126,12 +126,11 @@ def drawing_tokens(
 ) -> Iterator[Forward]:
     """The forwards of one image drawn token by token: the prompts' prefill, then one code each."""
     spec, widths = sizes.spec, cost.bank_widths(sizes.spec, recipe)
-    low, high = spec.codes or (0, spec.vocabulary)
     past = 0
     for step, plan in folded(recipe, "generation", "token", image_tokens, spec.layers, scales):
         rows, tokens = len(plan.branches), 1 if step.index else prompt_tokens
         flops = rows * cost.decoder(spec, plan.layers, tokens, past, widths, keep=True)
-        flops += rows * 2 * spec.hidden * (high - low)
+        flops += rows * spec.code_logits.flops(1)
         yield Forward(step, plan, rows, tokens, past, flops, cost.ffn_width(spec, plan, widths), None)
         past += tokens
 

@@ -29,7 +29,8 @@ class ModelSpec:
     of the parallel weight sets, of which a token uses one; ``text_expert``: text's, where there are several.
     ``drawing``: how images are drawn, None = not at all. ``head_blocks``: blocks of the drawing head whose output can
     be kept between forwards. ``context``: whether what stands before a block is computed "same" (under the block's
-    own layer plan) or "cached" (once). ``branches``: guidance branches besides the main one. ``codes``: range of the
+    own layer plan) or "cached" (once). ``branches``: guidance branches besides the main one. ``guidance_from``: the
+    scale of a guidance of 0, which is off (1 where the authors guide by v + g (v - u)). ``codes``: range of the
     vocabulary that images are drawn from. ``markers``: tokens of a block besides the image's. ``image``, ``head``,
     ``output``: work of embedding an image, of the head's keepable part and of what follows it; ``picture``: of embedding
     one that is looked at, where that differs from ``image``. ``sees``: whether it answers questions about images.
@@ -50,6 +51,7 @@ class ModelSpec:
     head_blocks: int = 0
     context: Literal["same", "cached"] = "same"
     branches: tuple[str, ...] = ("uncond",)
+    guidance_from: int = 0
     codes: tuple[int, int] | None = None
     markers: int = 1
     sees: bool = True
@@ -57,6 +59,11 @@ class ModelSpec:
     head: Work = Work()
     output: Work = Work()
     picture: Work | None = None
+
+    def scales(self, guidance: float) -> dict[str, float]:
+        """The scale s of u + s (v - u) by guidance branch, of a request's ``guidance``; {}: no branch is needed."""
+        scale = float(guidance) + self.guidance_from
+        return {} if not guidance or scale == 1 else dict.fromkeys(self.branches, scale)
 
     @property
     def text_spans(self) -> tuple[tuple[str, int, int], ...]:
@@ -81,3 +88,9 @@ class ModelSpec:
     @property
     def logits(self) -> Work:
         return Work(self.hidden * self.vocabulary)
+
+    @property
+    def code_logits(self) -> Work:
+        """Logits over what images are drawn from."""
+        low, high = self.codes or (0, self.vocabulary)
+        return Work(self.hidden * (high - low))

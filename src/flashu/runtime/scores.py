@@ -81,8 +81,9 @@ assert set(SCORES) == set(get_args(Score))
 
 def text_after_images(layout: TokenLayout) -> Tensor:
     """bool [B, S]: valid tokens behind the last image token of their row."""
-    last = layout.order.masked_fill(~layout.visual, -1).amax(1, keepdim=True)
-    return layout.valid & (layout.order > last)
+    at = torch.arange(layout.shape[1])
+    last = at.masked_fill(~layout.visual, -1).amax(1, keepdim=True)
+    return layout.valid & (at > last)
 
 
 def probabilities(query: Tensor, key: Tensor, layout: TokenLayout) -> Tensor:

@@ -13,30 +13,45 @@ from flashu.inference.samplers.noise import Noise
 from flashu.runtime.layout import Segment
 from flashu.runtime.request import Want
 
+Schedule = Literal["maskgit", "compounding"]
+LEAST = 1e-20  # of what a logarithm is taken of
+
 
 class MaskedSampler:
-    """``count`` image tokens from ``codes`` (a range of the vocabulary), all unknown at first; ``mask`` is the id that
-    stands for an unknown one. ``block``: ids [N] -> the tokens of a forward. ``temperature`` of the noise that decides
-    which stay falls linearly to 0."""
+    """``ids`` [N]: the image at first, ``mask`` where a code is unknown, else ids from the range ``codes`` of the
+    vocabulary, which stay. ``block``: ids [N] -> the tokens of a forward.
+
+    ``schedule`` "maskgit": the share cos(pi/2 done) of the codes unknown at first stays unknown, chosen with noise
+    whose ``temperature`` falls linearly to 0. "compounding", as in programs after Muse: the share is of all codes, at
+    least one is masked again even where all were given, and every forward multiplies the temperature by 1 - done.
+    """
 
     kind: Literal["block", "token"] = "block"
     want: Want = "logits"
 
     def __init__(
         self,
-        count: int,
+        ids: Tensor,
         total: int,
         codes: tuple[int, int],
         mask: int,
         block: Callable[[Tensor], Segment],
         noise: Noise,
         temperature: float = 1.0,
+        schedule: Schedule = "maskgit",
     ) -> None:
         self.total, self.codes, self.mask = total, codes, mask
-        self._block, self._noise, self._temperature = block, noise, temperature
-        self._ids = torch.full((count,), mask)
-        self.state = self._ids
-        """Codes [N]: those sampled last."""
+        self._block, self._noise, self._temperature, self._schedule = block, noise, temperature, schedule
+        self._ids = ids
+        self._cooled = temperature
+        self._counted = len(ids) if schedule == "compounding" else int((ids == mask).sum())
+        self.state = ids - codes[0]
+        """Codes [N] from 0 on: those sampled last."""
+
+    @property
+    def ids(self) -> Tensor:
+        """What the next forward is given [N]; even after the last, some are masked."""
+        return self._ids
 
     def time(self, index: int) -> None:
         return None
@@ -48,17 +63,22 @@ class MaskedSampler:
         return self._block(self._ids)
 
     def advance(self, prediction: Tensor, index: int) -> None:
-        """``prediction``: guided logits [N, codes]."""
-        count = len(self._ids)
-        unknown = self._ids == self.mask
-        p = prediction.float().softmax(-1).cpu()
-        sampled = (p / self._noise.exponential(*p.shape)).argmax(-1)
-        sampled = torch.where(unknown, sampled, self._ids - self.codes[0])
-        self.state = sampled
-        confidence = p.gather(1, sampled[:, None])[:, 0].masked_fill(~unknown, torch.inf)
+        """``prediction``: guided logits [N, codes]. Nothing waits for the device."""
+        p = prediction.float().softmax(-1)
+        ids, keeps = self._ids.to(p.device), self._schedule == "maskgit"
+        unknown = ids == self.mask
+        drawn = (p / self._noise.exponential(*p.shape).to(p.device)).argmax(-1)
+        self.state = drawn = torch.where(unknown, drawn, ids - self.codes[0])
+        sure = torch.where(unknown, p.gather(1, drawn[:, None])[:, 0], torch.finfo(p.dtype).max)
+        gumbel = -(-self._noise.uniform(len(ids)).clamp(min=LEAST).log()).clamp(min=LEAST).log()
         done = (index + 1) / self.total
-        masked = min(max(int(count * math.cos(math.pi / 2 * done)), 1), int(unknown.sum()) - 1)
-        gumbel = -(-self._noise.uniform(count).clamp(min=1e-20).log()).clamp(min=1e-20).log()
-        score = confidence.clamp(min=1e-20).log() + self._temperature * (1 - done) * gumbel
-        again = score.argsort()[: max(masked, 0)]
-        self._ids = (sampled + self.codes[0]).index_fill(0, again, self.mask)
+        self._cooled *= 1 - done
+        temperature = self._temperature * (1 - done) if keeps else self._cooled
+        score = sure.clamp(min=LEAST).log() + temperature * gumbel.to(p.device)
+        score = score.masked_fill(~unknown, torch.inf) if keeps else score
+        # In fp32 like the programs it is compared with: a share of exactly one half may be rounded down.
+        wanted = int((self._counted * torch.cos(torch.tensor(done) * math.pi * 0.5)).floor())
+        masked = (unknown.sum() - 1).clamp(max=max(wanted, 1)).clamp(min=0 if keeps else 1)
+        # Those below the first that stays; of equal ones none.
+        first = score.sort().values.gather(0, masked[None])
+        self._ids = torch.where(score < first, self.mask, drawn + self.codes[0])

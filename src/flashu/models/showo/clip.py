@@ -34,7 +34,7 @@ class ClipFeatures:
             raise FlashUError("showing pictures by CLIP needs transformers: pip install 'flashu[clip]'") from e
         folder = checkpoint_folder(source, ("config.json", "*.safetensors", "*.bin"))
         try:
-            tower = CLIPVisionModel.from_pretrained(folder)
+            tower: Any = CLIPVisionModel.from_pretrained(folder)
         except (OSError, ValueError, RuntimeError) as e:
             raise CheckpointError(f"{folder}: not a CLIP vision tower ({str(e).splitlines()[0]})") from e
         return cls(tower.to(device or "cpu").eval().requires_grad_(False), str(source))

@@ -94,8 +94,8 @@ def load_processor(
 
 
 def save_model(model: ShowO, folder: Source, processor: Processor | None = None) -> None:
-    """Writes our format: model.safetensors, config.json and, with a processor, tokenizer.json and the image tokenizer. A
-    vision tower is named, not copied."""
+    """Writes our format: model.safetensors, config.json and, with a processor, tokenizer.json and the image tokenizer.
+    A vision tower is named, not copied."""
     check_savable(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,8 +179,8 @@ def _codec(manifest: Manifest, wanted: Source | None, device: Device) -> Codec |
         return MagVit.load(HUB_ID, device=device)
     except CheckpointError as e:
         raise CheckpointError(
-            f"{manifest.folder} has no image tokenizer: put the files of {HUB_ID} into a folder {MAGVIT} there, or name "
-            f"one (autoencoder=...). {e}"
+            f"{manifest.folder} has no image tokenizer: put the files of {HUB_ID} into a folder {MAGVIT} there, or "
+            f"name one (autoencoder=...). {e}"
         ) from e
 
 

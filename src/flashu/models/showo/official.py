@@ -10,16 +10,16 @@ from flashu.models.showo.config import LLMConfig, ShowOConfig
 from flashu.models.showo.processor import FACTOR
 
 CLIP_SIZE = 1024  # channels of ViT-L/14
-LLMS = {"phi-1_5": {}}  # by the last part of its name: how it differs from `LLMConfig`
+LLM = "phi-1_5"  # whose sizes are the defaults of `LLMConfig`
 SPECIAL = 10
 
 
 def official_config(data: dict[str, Any]) -> ShowOConfig:
     """Sizes from the original's arguments. A model this code cannot build raises ``CheckpointError``, and so does an
     argument that contradicts another."""
-    name = str(data.get("llm_model_path") or "phi-1_5").rstrip("/").rsplit("/", 1)[-1]
-    if name not in LLMS:
-        raise CheckpointError(f"config.json: llm_model_path is {data['llm_model_path']!r}; only phi-1_5 can be read")
+    path = str(data.get("llm_model_path") or LLM)
+    if path.rstrip("/").rsplit("/", 1)[-1] != LLM:
+        raise CheckpointError(f"config.json: llm_model_path is {path!r}; only {LLM} can be read")
     for key in ("vocab_size", "llm_vocab_size"):
         if not isinstance(data.get(key), int):
             raise CheckpointError(f"config.json: {key} must be a whole number, not {data.get(key)!r}")
@@ -27,7 +27,7 @@ def official_config(data: dict[str, Any]) -> ShowOConfig:
     if not isinstance(image_tokens, int) or round(image_tokens**0.5) ** 2 != image_tokens or image_tokens < 1:
         raise CheckpointError(f"config.json: num_vq_tokens is {image_tokens!r}, not the codes of a square image")
     config = ShowOConfig(
-        llm=LLMConfig(data["vocab_size"], **LLMS[name]),
+        llm=LLMConfig(data["vocab_size"]),
         text_tokens=data["llm_vocab_size"],
         special_tokens=SPECIAL,
         codebook_size=data.get("codebook_size", 8192),

@@ -18,6 +18,7 @@ def spec_of(config: ShowOConfig) -> ModelSpec:
         neurons=llm.intermediate_size,
         vocabulary=llm.vocab_size,
         drawing="masked",
+        guidance_from=1,
         ffn_matrices=2,
         codes=config.codes,
         markers=2,

@@ -168,8 +168,8 @@ class ScenesShowO:
 
 
 def hidden_codes(rows: int, count: int) -> Tensor:
-    """Which codes of each row are to be predicted, bool [rows, count]: a share cos(pi t / 2) of them for t ~ U(0, 1), at
-    least one, at random places; drawn in the order of the original's training."""
+    """Which codes of each row are to be predicted, bool [rows, count]: a share cos(pi t / 2) of them for t ~ U(0, 1),
+    at least one, at random places; drawn in the order of the original's training."""
     share = torch.cos(torch.rand(rows) * math.pi * 0.5).clamp(min=0)
     many = (count * share).round().clamp(min=1)
     return torch.rand(rows, count).argsort(-1) < many[:, None]

@@ -37,7 +37,8 @@ OFFICIAL = {
 
 
 def matches(config: Mapping[str, Any]) -> bool:
-    return config.get("model_type") == "showo2" or "llm_model_path" in config
+    # The family before it names its language model too, and has codes.
+    return config.get("model_type") == "showo2" or ("llm_model_path" in config and "codebook_size" not in config)
 
 
 def sizes(checkpoint: Checkpoint) -> Sizes:
