@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flashu.interfaces.patch import apply_flashu_patch, remove_flashu_patch
     from flashu.interfaces.pipeline import Pipeline, PipelineOutput
     from flashu.models.emu3.public import Emu3
+    from flashu.models.showo.public import ShowO
     from flashu.models.showo2.public import ShowO2, adopt
     from flashu.models.video import Video
 
@@ -43,6 +44,7 @@ _LATER = {
     "Generation": "inference.engine",
     "Pipeline": "interfaces.pipeline",
     "PipelineOutput": "interfaces.pipeline",
+    "ShowO": "models.showo.public",
     "ShowO2": "models.showo2.public",
     "Video": "models.video",
     "adopt": "models.showo2.public",
@@ -106,6 +108,7 @@ __all__ = [
     "PromptError",
     "Recipe",
     "RecipeError",
+    "ShowO",
     "ShowO2",
     "UnderstandingConfig",
     "Video",

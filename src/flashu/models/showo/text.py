@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tokenizers import AddedToken, Tokenizer
 
 from flashu.errors import CheckpointError, PromptError
+from flashu.models.words import encode
 
 PAD = "[PAD]"
 ADDED = (PAD, "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>")
@@ -73,7 +74,7 @@ class Text:
         return cls(tokenizer, SpecialIds.behind(text_tokens, mark, mark), ChatTemplate(), max_text)
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return encode(self.tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Words of the ids; special tokens, and codes that a model may say, are left out."""
@@ -90,7 +91,7 @@ class Text:
     def question(self, text: str) -> list[int]:
         """[sot, user, words, assistant], what follows a picture that is shown by its codes, or stands alone."""
         self._checked("question", text, self.max_question)
-        return [self.ids.sot, *self.encode(self.chat.user + text + self.chat.assistant)]
+        return [self.ids.sot, *self._around(self.chat.user, text)]
 
     def system(self) -> list[int]:
         """[mmu, system, soi], what stands before the features of a picture."""
@@ -99,7 +100,11 @@ class Text:
     def conversation(self, text: str) -> list[int]:
         """[user, words, assistant], what follows the features of a picture and eoi."""
         self._checked("question", text, self.max_question)
-        return self.encode(self.chat.user.rstrip("\n") + text + self.chat.assistant)
+        return self._around(self.chat.user.rstrip("\n"), text)
+
+    def _around(self, user: str, text: str) -> list[int]:
+        """Encoded as a whole, as the original does it."""
+        return self.tokenizer.encode(user + text + self.chat.assistant, add_special_tokens=False).ids
 
     def _checked(self, kind: str, text: str, limit: int) -> list[int]:
         if not isinstance(text, str):
