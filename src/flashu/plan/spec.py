@@ -32,8 +32,9 @@ class ModelSpec:
     own layer plan) or "cached" (once). ``branches``: guidance branches besides the main one. ``guidance_from``: the
     scale of a guidance of 0, which is off (1 where the authors guide by v + g (v - u)). ``codes``: range of the
     vocabulary that images are drawn from. ``markers``: tokens of a block besides the image's. ``image``, ``head``,
-    ``output``: work of embedding an image, of the head's keepable part and of what follows it; ``picture``: of embedding
-    one that is looked at, where that differs from ``image``. ``sees``: whether it answers questions about images.
+    ``output``: work of embedding an image, of the head's keepable part and of what follows it; ``picture``: of
+    embedding one that is looked at, where that differs from ``image``. ``sees``: whether it answers questions about
+    images.
     """
 
     family: str

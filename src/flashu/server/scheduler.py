@@ -109,9 +109,7 @@ class Scheduler:
     @property
     def waiting(self) -> dict[Task, int]:
         """Samples that have not begun, by task."""
-        return {
-            task: sum(job.left if not job.waiting else len(job.waiting) for job in q) for task, q in self._queue.items()
-        }
+        return {task: sum(job.left if not job.waiting else len(job.waiting) for job in q) for task, q in self._queue.items()}
 
     # -- the thread --------------------------------------------------------------------------------------------
     def _work(self) -> None:

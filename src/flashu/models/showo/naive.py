@@ -128,3 +128,19 @@ def _causal(ids: Tensor) -> Tensor:
 def _spans(ids: Tensor, first: int, last: int) -> Tensor:
     """bool [B, S]: from the token ``first`` of each row to its ``last``."""
     return ((ids == first).cumsum(1) > 0) & ((ids == last).flip(1).cumsum(1).flip(1) > 0)
+
+
+def training_losses(logits: Tensor, labels: Tensor, counts: tuple[int, int, int], start: int) -> Tensor:
+    """The original's losses [3] of a batch of rows to draw, of text and to answer, ``counts`` of each, from logits
+    [B, S, V] and labels [B, S] (-100: none): of images, which begin at ``start`` with soi, at their own places, soi and
+    eoi counted; of text and answers one place earlier. Each is the mean over its own labels; one without rows is 0."""
+    drawn, text, asked = logits.split(counts)
+    of_drawn, of_text, of_asked = labels.split(counts)
+    pairs = (
+        (drawn[:, start:], of_drawn[:, start:]),
+        (text[:, :-1], of_text[:, 1:]),
+        (asked[:, :-1], of_asked[:, 1:]),
+    )
+    return torch.stack(
+        [F.cross_entropy(x.flatten(0, 1), y.flatten()) if len(x) else logits.new_zeros(()) for x, y in pairs]
+    )
