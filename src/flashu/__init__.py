@@ -85,7 +85,8 @@ def load(
     from flashu.models.registry import open_model
 
     dtype = torch_dtype if dtype is None else dtype
-    model = open_model(source, dtype=dtype, device=device, offload=offload, quantize=quantize, pack=pack)
+    held = {"offload": offload, "quantize": quantize, "pack": pack}
+    model = open_model(source, recipe=recipe, in_place=in_place, dtype=dtype, device=device, **held)
     return Engine(model, model.processor, recipe, model.calibration, compile=compile, graphs=graphs, in_place=in_place)
 
 

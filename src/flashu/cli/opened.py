@@ -21,6 +21,8 @@ def open_engine(options: EngineOptions) -> Engine:
 
     model = open_model(
         options.model,
+        recipe=options.preset,
+        in_place=options.in_place,
         dtype=options.dtype,
         device=options.device,
         offload=options.offload,

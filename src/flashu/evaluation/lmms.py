@@ -60,7 +60,8 @@ class FlashU(lmms):
             self.accelerator = Accelerator()  # lmms-eval waits for the other processes through it
         self.batch_size = int(batch_size)
         self.max_new_tokens = max_new_tokens
-        model = open_model(pretrained, dtype=getattr(torch, dtype) if dtype else None, device=_place(device))
+        place, wanted = _place(device), getattr(torch, dtype) if dtype else None
+        model = open_model(pretrained, recipe=preset, dtype=wanted, device=place)
         known = model.calibration
         if calibration is not None:
             known = Calibration.load(calibration, checkpoint_hash(model))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
 import torch
 from PIL import Image
@@ -34,7 +34,7 @@ from flashu.models.weights import checkpoint_hash
 from flashu.plan import Task
 from flashu.plan.explain import Sizes, tabulate
 from flashu.plan.limits import check_number
-from flashu.plan.presets import PRESETS, FlashUConfig, Target, load_recipe
+from flashu.plan.presets import PRESETS, RecipeSource, Target, load_recipe
 from flashu.plan.recipe import Recipe
 from flashu.plan.table import PlanTable
 from flashu.runtime.compile import LayerCalls
@@ -44,7 +44,6 @@ from flashu.runtime.memory import enough_memory
 from flashu.runtime.sampling import chooser
 from flashu.runtime.slots import SlotPool
 
-RecipeSource: TypeAlias = Recipe | FlashUConfig | str | Path
 CHECK_EVERY = 8
 """Tokens of text between two looks at whether to stop, on a device that a look waits for."""
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from flashu.errors import FlashUError
 from flashu.inference.calibrate.calibration import Calibration
-from flashu.inference.engine import Engine, RecipeSource
+from flashu.inference.engine import Engine
 from flashu.inference.prepared import PreparedRecipe
 from flashu.models.registry import families
-from flashu.plan.presets import FlashUConfig
+from flashu.plan.presets import FlashUConfig, RecipeSource
 from flashu.plan.recipe import Recipe
 
 # Our own model is not touched: who is patched is written here, and forgotten with the model.

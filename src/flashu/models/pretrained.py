@@ -23,6 +23,7 @@ class Pretrained(Pushed):
     calibration: Any = None
     fingerprint: str | None = None
     """Hash of the checkpoint, noted before its weights were quantized or packed."""
+    quantization: str | None
 
     def quantize(self, scheme: str, *, lm_head: bool = False) -> Quantized:
         """Quantize the projections, and ``lm_head`` if asked, with torchao: "int8", "fp8" (weights, and activations as
@@ -49,7 +50,7 @@ class Pretrained(Pushed):
 
     def placed(self, device: torch.device | str | None, offload: bool, quantized: str | None, packed: bool) -> None:
         """Apply the options of ``from_pretrained`` that come after loading."""
-        if quantized is not None:
+        if quantized is not None and self.quantization is None:
             self.quantize(quantized)
         if packed:
             self.pack()

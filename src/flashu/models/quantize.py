@@ -53,8 +53,7 @@ def quantize(model: Any, scheme: str, *, lm_head: bool = False) -> Quantized:
     the embeddings it takes a narrow copy). `FlashUError`, before anything is touched, for an unknown scheme, a model
     that is quantized, packed or offloaded, without torchao, or on a device that cannot compute so.
     """
-    if scheme not in SCHEMES:
-        raise FlashUError(f"there is no quantization {scheme!r}: give {', '.join(SCHEMES)}")
+    check_scheme(scheme)
     if model.quantization is not None:
         raise FlashUError(f"this model is quantized already ({model.quantization}): load it anew")
     if is_packed(model):
@@ -63,12 +62,21 @@ def quantize(model: Any, scheme: str, *, lm_head: bool = False) -> Quantized:
         raise FlashUError("an offloaded model cannot be quantized: load it without offload")
     if any(ffn.order is not None for ffn in model.ffns().values()):
         raise FlashUError("this model's FFN neurons are arranged in place: release() the engine that did it first")
-    _try(scheme, model.device, model.dtype)
-    parts = {module for part in model.projections(lm_head=lm_head) for module in part.modules()}
+    try_scheme(scheme, model.device, model.dtype)
     before = held_bytes(model)
-    for module in parts:
-        if isinstance(module, nn.Linear):
-            _apply(module, scheme)
+    for module in narrowed(model, lm_head=lm_head):
+        narrow(module, scheme)
+    return finished(model, scheme, before)
+
+
+def narrowed(model: Any, *, lm_head: bool = False) -> set[nn.Linear]:
+    """The linear layers of a `UnifiedModel` that quantization applies to."""
+    parts = (module for part in model.projections(lm_head=lm_head) for module in part.modules())
+    return {module for module in parts if isinstance(module, nn.Linear)}
+
+
+def finished(model: Any, scheme: str, before: int) -> Quantized:
+    """Note that a model's projections are narrow now; ``before``: bytes that it held, or would have held."""
     names = tuple(n for n, m in model.named_modules() if isinstance(m, nn.Linear) and is_quantized(m.weight))
     model.quantization = scheme
     done = Quantized(scheme, names, before, held_bytes(model))
@@ -82,7 +90,7 @@ def requantized(values: Tensor, scheme: str | None) -> Tensor:
         return values
     linear = nn.Linear(1, 1, bias=False, device="meta")
     linear.weight = nn.Parameter(values, requires_grad=False)
-    return _apply(linear, scheme).weight.detach()
+    return narrow(linear, scheme).weight.detach()
 
 
 def plain(weight: Tensor) -> Tensor:
@@ -94,7 +102,8 @@ def is_quantized(weight: Tensor) -> bool:
     return type(weight) not in (Tensor, nn.Parameter)
 
 
-def _apply(linear: nn.Linear, scheme: str) -> nn.Linear:
+def narrow(linear: nn.Linear, scheme: str) -> nn.Linear:
+    """Quantize one layer's weight, for good."""
     try:
         from torchao import quantization
     except ImportError as error:
@@ -104,10 +113,16 @@ def _apply(linear: nn.Linear, scheme: str) -> nn.Linear:
     return linear
 
 
-def _try(scheme: str, device: torch.device, dtype: torch.dtype) -> None:
+def check_scheme(scheme: str) -> None:
+    if scheme not in SCHEMES:
+        raise FlashUError(f"there is no quantization {scheme!r}: give {', '.join(SCHEMES)}")
+
+
+def try_scheme(scheme: str, device: torch.device, dtype: torch.dtype) -> None:
+    """`FlashUError` unless the device computes so."""
     probe = nn.Linear(PROBE, PROBE, bias=False, device=device, dtype=dtype)
     try:
-        _apply(probe, scheme)(torch.ones(1, PROBE, device=device, dtype=dtype))
+        narrow(probe, scheme)(torch.ones(1, PROBE, device=device, dtype=dtype))
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         others = ", ".join(name for name in SCHEMES if name != scheme)

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from flashu.errors import CheckpointError
+from flashu.errors import CheckpointError, FlashUError
 from flashu.models.family import Checkpoint, Family
+from flashu.models.fit import Holding, check_fits
 from flashu.models.hub import HUB_ID, checkpoint_folder
 from flashu.models.place import find_device, find_dtype
 from flashu.models.weights import read_json, weight_files
+from flashu.plan.presets import RecipeSource, load_recipe
 
 FAMILIES = {
     "showo2": "flashu.models.showo2.family",
@@ -129,12 +131,33 @@ def resolve(name: str | os.PathLike[str]) -> Checkpoint:
 def open_model(
     source: str | os.PathLike[str],
     *,
+    recipe: RecipeSource = "exact",
+    in_place: bool = False,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | int | None = None,
     **options: Any,
 ) -> Any:
     """The model of a name, folder or hub id, with its ``processor`` and ``calibration``; options as of its family's
-    ``from_pretrained``. ``dtype``: as stored unless given; ``device``: CUDA where there is one unless given."""
+    ``from_pretrained``. ``dtype``: as stored unless given; ``device``: CUDA where there is one unless given.
+    ``recipe``, ``in_place``: what it is opened for. `FlashUError`, before anything is read, where the weights that this
+    takes are more than there is memory for."""
     checkpoint = resolve(source)
-    dtype, device = find_dtype(dtype), find_device(device)
-    return family_of(checkpoint).load(checkpoint, dtype=dtype, device=device, **options)
+    known, dtype, device = family_of(checkpoint), find_dtype(dtype), find_device(device)
+    placed = {"quantize": options.get("quantize"), "offload": options.get("offload", False)}
+    placed |= {"pack": options.get("pack", False), "part": options.get("parts")}
+    holding = Holding(device, dtype or checkpoint.dtype, in_place=in_place, **placed)
+    _check_fits(known, checkpoint, recipe, holding)
+    return known.load(checkpoint, dtype=dtype, device=device, **options)
+
+
+def _check_fits(known: Family, checkpoint: Checkpoint, recipe: RecipeSource, holding: Holding) -> None:
+    """What cannot be read yet (a config.json, a preset tuned on weights) is for those to refuse who read it."""
+    try:
+        sizes = known.sizes(checkpoint)
+    except FlashUError:
+        return
+    try:
+        applied = load_recipe(recipe)
+    except FlashUError:
+        applied = None
+    check_fits(sizes, holding, applied)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flashu.errors import CheckpointError, FlashUError
 from flashu.models.ffn import FFN
 from flashu.models.packing import FOR_GOOD, is_packed
+from flashu.models.quantize import check_scheme, finished, narrow, narrowed, try_scheme
 from flashu.plan.files import read_text
 
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
@@ -64,14 +65,19 @@ def read_weights(files: list[Path]) -> dict[str, Tensor]:
     return weights
 
 
+@torch.no_grad()
 def fill(
     model: nn.Module,
     weights: Mapping[str, Tensor],
     where: object,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Gives a model built on the meta device its weights; parameters become ``dtype`` (None = as stored).
+
+    ``quantize``: a `UnifiedModel`'s projections are quantized one by one as they come, so that the device never holds
+    the whole of it wide; its checkpoint's fingerprint is noted.
 
     Tied parameters stay tied; of their names one is enough. Every difference between the names, shapes and values
     there are and those there should be is named in one ``CheckpointError``, raised before the model is touched.
@@ -82,18 +88,33 @@ def fill(
         groups.setdefault(id(value), []).append(name)
     tied = {name: group for group in groups.values() for name in group}
     _compare(model, weights, tied, where)
+    place = torch.device(device or "cpu")
+    wide: set[nn.Linear] = set()
+    if quantize is not None:
+        wide, any_weight = narrowed(model), next(iter(weights.values()))
+        check_scheme(quantize)
+        try_scheme(quantize, place, dtype or any_weight.dtype)
+        parameters = dict(model.named_parameters())  # tied ones by their first name
+        own = ((name, next(weights[n] for n in tied[name] if n in weights)) for name in sorted(parameters))
+        model.fingerprint = fingerprint((name, value.to(dtype or value.dtype)) for name, value in own)  # type: ignore[assignment]
+    before = 0
     for group in groups.values():
         stored = next(weights[name] for name in group if name in weights)
         owner, leaf = _place(model, group[0])
         old = getattr(owner, leaf)
         new: Tensor
         if isinstance(old, nn.Parameter):
-            new = nn.Parameter(stored.to(device or "cpu", dtype, copy=True), requires_grad=old.requires_grad)
+            new = nn.Parameter(stored.to(place, dtype, copy=True), requires_grad=old.requires_grad)
         else:
-            new = stored.to(device or "cpu", copy=True)
+            new = stored.to(place, copy=True)
+        before += new.nbytes
         for name in group:
             owner, leaf = _place(model, name)
             setattr(owner, leaf, new)
+            if leaf == "weight" and owner in wide:
+                narrow(owner, quantize)
+    if quantize is not None:
+        finished(model, quantize, before)
 
 
 def _compare(model: nn.Module, weights: Mapping[str, Tensor], tied: dict[str, list[str]], where: object) -> None:
@@ -172,9 +193,13 @@ def checkpoint_hash(model: Any) -> str:
     """
     if (noted := getattr(model, "fingerprint", None)) is not None:
         return noted
+    return fingerprint((name, stored(model, name)) for name in sorted(names(model)))
+
+
+def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """The `checkpoint_hash` of parameters in the order of their names."""
     digest = hashlib.sha256()
-    for name in sorted(names(model)):
-        value = stored(model, name)
+    for name, value in parameters:
         flat = value.flatten()
         picks = torch.linspace(0, max(len(flat) - 1, 0), min(len(flat), SAMPLES), dtype=torch.float64).long()
         values = flat[picks.to(flat.device)].bfloat16().cpu().view(torch.int16).numpy().astype("<i2")

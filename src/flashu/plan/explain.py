@@ -14,7 +14,7 @@ from flashu.plan import cost
 from flashu.plan.limits import check_number
 from flashu.plan.plan import MAIN, Kind, LayerPlan, Observations, Plan, Step, Task
 from flashu.plan.recipe import Recipe, exact
-from flashu.plan.spec import ModelSpec
+from flashu.plan.spec import ModelSpec, WeightCounts
 from flashu.plan.table import Forward, PlanTable, Prompt, Totals
 
 PROMPT_TOKENS, QUESTION_TOKENS = 16, 32
@@ -24,7 +24,9 @@ PROMPT_TOKENS, QUESTION_TOKENS = 16, 32
 class Sizes:
     """What the table needs of a model. ``defaults``: its `GenerationDefaults`. ``image_tokens``: (height, width in
     pixels, None = the usual) -> tokens. ``padded``: image tokens -> length of a padded row. ``times``: (forwards,
-    solver) -> flow times, the last one the end; None where images are not drawn by flow."""
+    solver) -> flow times, the last one the end; None where images are not drawn by flow. ``weights``: (one of
+    ``parts``, None = all of the model) -> how many numbers its weights are, without the autoencoder; None = not known.
+    """
 
     name: str
     spec: ModelSpec
@@ -32,6 +34,8 @@ class Sizes:
     image_tokens: Callable[[int | None, int | None], int]
     padded: Callable[[int], int]
     times: Callable[[int, str], list[float]] | None
+    weights: Callable[[str | None], WeightCounts] | None = None
+    parts: tuple[str, ...] = ()
 
 
 def tabulate(

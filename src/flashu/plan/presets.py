@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from flashu.errors import RecipeError
 from flashu.plan.files import read_text
@@ -133,7 +133,10 @@ class Target:
     hash: str | None = None
 
 
-def load_recipe(source: Recipe | FlashUConfig | str | Path, target: Target | None = None) -> Recipe:
+RecipeSource: TypeAlias = Recipe | FlashUConfig | str | Path
+
+
+def load_recipe(source: RecipeSource, target: Target | None = None) -> Recipe:
     """A recipe from itself, from settings, from a preset's name, or from a file.
 
     A general preset leaves out, and logs, the methods that ``target`` has no structure for. A tuned preset is for the

@@ -22,6 +22,16 @@ class Work:
 
 
 @dataclass(frozen=True)
+class WeightCounts:
+    """How many numbers a model's weights are: ``total``; ``projections``: those that quantization narrows;
+    ``staying``: what the device holds of an offloaded model, with the largest visitor."""
+
+    total: int
+    projections: int
+    staying: int
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Sizes and facts of one model; the only thing a method, a cost or a table may ask of it.
 

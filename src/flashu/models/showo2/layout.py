@@ -13,6 +13,7 @@ from flashu.inference.samplers.flow import FlowSampler
 from flashu.inference.samplers.noise import Noise
 from flashu.inference.samplers.solvers import times
 from flashu.models.defaults import GenerationDefaults
+from flashu.models.fit import counted
 from flashu.models.showo2.config import ShowO2Config
 from flashu.models.showo2.content import Shown, Words
 from flashu.models.showo2.model import ShowO2
@@ -258,4 +259,5 @@ def sizes_of(
         image_tokens,
         lambda count: max_text + count + 5,
         lambda forwards, solver: times(forwards, defaults.shift, solver).tolist(),
+        lambda part: counted(lambda: ShowO2(config)),
     )

@@ -60,8 +60,10 @@ def load_model(
     device: Device = None,
     cls: type[Model] = ShowO2,  # type: ignore[assignment]
     exact_rope: bool | None = None,
+    quantize: str | None = None,
 ) -> Model:
-    """A model from a folder or hub id, in eval mode; ``dtype`` None = as stored. Errors: ``CheckpointError``.
+    """A model from a folder or hub id, in eval mode; ``dtype`` None = as stored; ``quantize``: as it is read. Errors:
+    ``CheckpointError``.
 
     The rotary frequencies get the weights' dtype, as by a cast, which is what the original's text-to-image script does;
     ``exact_rope`` keeps them in fp32 (None = as config.json says, which for the official ones is no).
@@ -70,7 +72,7 @@ def load_model(
     config = manifest.config if exact_rope is None else replace(manifest.config, exact_rope=exact_rope)
     with torch.device("meta"):
         model = cls(config)
-    fill(model, read_weights(weight_files(manifest.folder)), manifest.folder, dtype, device)
+    fill(model, read_weights(weight_files(manifest.folder)), manifest.folder, dtype, device, quantize)
     fill_buffers(model, device)
     return model.eval()
 

@@ -88,7 +88,7 @@ class ShowO2(Pretrained, Architecture):
         # The processor first, so that small faults show before big reads.
         processor = load_processor(checkpoint.source, device=device, autoencoder=autoencoder)
         place = "cpu" if offload else device
-        model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls, exact_rope)
+        model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls, exact_rope, quantize)
         model.name, model.processor = checkpoint.name, processor
         file = checkpoint_folder(checkpoint.source) / CALIBRATION
         if file.exists():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flashu.errors import RecipeError
 from flashu.inference.calibrate.calibration import Calibration
-from flashu.inference.engine import RecipeSource, recipe_for
+from flashu.inference.engine import recipe_for
 from flashu.inference.prepared import PreparedRecipe
 from flashu.inference.run import StepTrace
 from flashu.models.showo2 import naive
@@ -25,6 +25,7 @@ from flashu.models.showo2.dropin.talking import answered
 from flashu.models.showo2.dropin.tuning import learn_from_drawing, learn_from_question
 from flashu.models.showo2.model import ShowO2
 from flashu.plan import Task
+from flashu.plan.presets import RecipeSource
 from flashu.plan.recipe import Recipe, exact
 from flashu.runtime.compile import LayerCalls
 from flashu.runtime.executor import Executor
