@@ -23,7 +23,9 @@ app = typer.Typer(help="Draw an official benchmark into the folders its scorer r
 OFFERED = ("model", "preset", "dtype", "device", "calibration")
 Output = Annotated[Path, typer.Option("-o", "--output", file_okay=False, help="Folder of the images.")]
 Shard = Annotated[str | None, typer.Option(help="i/n: part i (from 0) of n; else RANK and WORLD_SIZE, else all.")]
-Baseline = Annotated[str | None, typer.Option(help="A preset to time beside it on the first prompts, e.g. exact.")]
+Baseline = Annotated[
+    str | None, typer.Option(help="A preset (or original: the authors' program) to time on the first items.")
+]
 
 
 @app.command()
@@ -60,6 +62,66 @@ def dpg(
     from flashu.evaluation.official import DPG
 
     draw(DPG.read(prompts), output, options, drawing, shard, baseline, as_json)
+
+
+@app.command()
+@opt.offers(opt.EngineOptions, *OFFERED)
+@opt.offers(opt.DrawingOptions)
+def geneval2(
+    output: Output,
+    prompts: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="geneval2_data.jsonl")],
+    options: opt.EngineOptions,
+    drawing: opt.DrawingOptions,
+    shard: Shard = None,
+    baseline: Baseline = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """GenEval 2: DIR/images/00000.png and DIR/image_paths.json, which its evaluation.py reads."""
+    from flashu.evaluation.official import GenEval2
+
+    draw(GenEval2.read(prompts), output, options, drawing, shard, baseline, as_json)
+
+
+@app.command()
+@opt.offers(opt.EngineOptions, *OFFERED)
+@opt.offers(opt.DrawingOptions)
+def gedit(
+    output: Output,
+    options: opt.EngineOptions,
+    drawing: opt.DrawingOptions,
+    data: Annotated[
+        str, typer.Option(help="Hub id or folder of the dataset, or a .jsonl file of its rows with paths of pictures.")
+    ] = "stepfun-ai/GEdit-Bench",
+    language: Annotated[str | None, typer.Option(help="en or cn; both if not given.")] = None,
+    shard: Shard = None,
+    baseline: Baseline = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """GEdit-Bench: DIR/fullset/TASK/LANGUAGE/KEY.png and KEY_SRCIMG.png; DIR's name is the scorer's --model_name."""
+    from flashu.evaluation.official_edits import GEdit
+
+    draw(GEdit.read(data, language), output, options, drawing, shard, baseline, as_json)
+
+
+@app.command()
+@opt.offers(opt.EngineOptions, *OFFERED)
+@opt.offers(opt.DrawingOptions)
+def imgedit(
+    output: Output,
+    instructions: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="Its JSON file: single turn, UGE or several turns.")
+    ],
+    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of the pictures it names.")],
+    options: opt.EngineOptions,
+    drawing: opt.DrawingOptions,
+    shard: Shard = None,
+    baseline: Baseline = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """ImgEdit: DIR/KEY.png; of several turns DIR/KEY/turn1.png, turn2.png ..., each made of the one before."""
+    from flashu.evaluation.official_edits import ImgEdit
+
+    draw(ImgEdit.read(instructions, images), output, options, drawing, shard, baseline, as_json)
 
 
 @app.command()
@@ -122,11 +184,11 @@ def draw(
     baseline: str | None,
     as_json: bool,
 ) -> None:
-    from flashu.evaluation.official_run import evaluate
+    from flashu.evaluation.official_run import ORIGINAL, evaluate
     from flashu.evaluation.shard import Shard
 
     shard = Shard.of_process() if part is None else Shard.parse(part)
-    if baseline is not None:
+    if baseline is not None and baseline != ORIGINAL:
         tuned_on(baseline, Target(options.model))
     engine = open_engine(replace(options, device=options.device or local_device()))
     with progress() as bars:

@@ -1,11 +1,12 @@
-"""GenEval and DPG-Bench: their prompt files, and the files their scorers read."""
+"""GenEval, GenEval 2 and DPG-Bench: their prompt files, and the files their scorers read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,29 +14,37 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from flashu.errors import FlashUError
-
-SAMPLES = 4
-"""Images of each prompt."""
+from flashu.evaluation.files import write_json
 
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt. ``index`` counts over the whole benchmark, ``name`` is its folder or file."""
+    """One prompt. ``index`` counts over the whole benchmark, ``name`` is its folder or file. ``source``: opens the
+    picture to edit; ``turns``: instructions after the first, each for the image that the one before gave."""
 
     index: int
     name: str
     prompt: str
     metadata: dict[str, Any]
+    source: Callable[[], Any] | None = None
+    turns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Benchmark(ABC):
-    """``kind``: its name in `Family.benchmarks`. ``digest``: 16 hex digits of the prompts and names."""
+    """``kind``: its name in `Family.benchmarks`. ``edits``: whether its items are pictures to edit. ``digest``: 16 hex
+    digits of the prompts and names."""
 
     kind: ClassVar[str]
+    edits: ClassVar[bool] = False
 
     items: tuple[Item, ...]
     digest: str
+
+    @property
+    def samples(self) -> int:
+        """Most images of an item."""
+        return 4
 
     @abstractmethod
     def path(self, out: Path, item: Item) -> Path:
@@ -43,7 +52,14 @@ class Benchmark(ABC):
 
     @abstractmethod
     def write(self, images: Sequence[Image.Image], item: Item, part: Path) -> None:
-        """Write an item's images at ``part``, which is then moved to `path`."""
+        """Write an item's images at ``part``, for `publish`."""
+
+    def publish(self, out: Path, item: Item, part: Path) -> None:
+        """Move what `write` wrote to its place, `path` last."""
+        os.replace(part, self.path(out, item))
+
+    def index(self, out: Path, done: Sequence[Item]) -> None:  # noqa: B027 (most scorers need nothing more)
+        """Write what the scorer reads besides, about the items finished so far."""
 
     def done(self, out: Path, item: Item) -> bool:
         return self.path(out, item).exists()
@@ -57,9 +73,9 @@ class GenEval(Benchmark):
     @classmethod
     def read(cls, prompts: Path) -> GenEval:
         """From evaluation_metadata.jsonl (or a rewritten one): one object with a prompt per line."""
-        lines = [line for line in _text(prompts).splitlines() if line.strip()]
-        entries = [_parsed(line, f"{prompts} line {n}") for n, line in enumerate(lines, 1)]
-        return cls(*_checked(prompts, {f"{n:05d}": entry for n, entry in enumerate(entries)}))
+        lines = [line for line in text_of(prompts).splitlines() if line.strip()]
+        entries = [parsed(line, f"{prompts} line {n}") for n, line in enumerate(lines, 1)]
+        return cls(*checked(prompts, {f"{n:05d}": entry for n, entry in enumerate(entries)}))
 
     def path(self, out: Path, item: Item) -> Path:
         return out / item.name
@@ -73,10 +89,36 @@ class GenEval(Benchmark):
 
     def done(self, out: Path, item: Item) -> bool:
         folder = self.path(out, item)
-        wanted = ["metadata.jsonl", *(f"samples/{n:04d}.png" for n in range(SAMPLES))]
+        wanted = ["metadata.jsonl", *(f"samples/{n:04d}.png" for n in range(self.samples))]
         if folder.exists() and (lacking := [name for name in wanted if not (folder / name).is_file()]):
             raise FlashUError(f"{folder} was written by something else and lacks {lacking[0]}: move it away")
         return folder.exists()
+
+
+class GenEval2(Benchmark):
+    """DIR/images/00000.png, one image per prompt, and DIR/image_paths.json, which says for each prompt where it is."""
+
+    kind = "geneval2"
+    samples = 1
+
+    @classmethod
+    def read(cls, prompts: Path) -> GenEval2:
+        """From geneval2_data.jsonl: one object with a prompt per line, no prompt twice."""
+        lines = [line for line in text_of(prompts).splitlines() if line.strip()]
+        entries = [parsed(line, f"{prompts} line {n}") for n, line in enumerate(lines, 1)]
+        items, digest = checked(prompts, {f"{n:05d}": entry for n, entry in enumerate(entries)})
+        if len({item.prompt for item in items}) < len(items):
+            raise FlashUError(f"{prompts}: a prompt stands there twice, but GenEval 2's scorer finds images by prompt")
+        return cls(items, digest)
+
+    def path(self, out: Path, item: Item) -> Path:
+        return out / "images" / f"{item.name}.png"
+
+    def write(self, images: Sequence[Image.Image], item: Item, part: Path) -> None:
+        images[0].save(part, format="PNG")
+
+    def index(self, out: Path, done: Sequence[Item]) -> None:
+        write_json(out / "image_paths.json", {item.prompt: str(self.path(out, item).resolve()) for item in done})
 
 
 class DPG(Benchmark):
@@ -89,10 +131,10 @@ class DPG(Benchmark):
         """From dpg_bench_meta_data.json, or from DPG-Bench's folder with one text file per prompt."""
         if prompts.is_dir():
             entries: Any = [
-                {"prompt": _text(f).strip(), "prompt_file_name": f.stem} for f in sorted(prompts.glob("*.txt"))
+                {"prompt": text_of(f).strip(), "prompt_file_name": f.stem} for f in sorted(prompts.glob("*.txt"))
             ]
         else:
-            entries = _parsed(_text(prompts), str(prompts))
+            entries = parsed(text_of(prompts), str(prompts))
         if not isinstance(entries, list):
             raise FlashUError(f"{prompts}: holds no list of prompts")
         named: dict[str, Any] = {}
@@ -103,7 +145,7 @@ class DPG(Benchmark):
             if name in named:
                 raise FlashUError(f"{prompts}: two prompts have the name {name}")
             named[name] = entry
-        return cls(*_checked(prompts, named))
+        return cls(*checked(prompts, named))
 
     def path(self, out: Path, item: Item) -> Path:
         return out / f"{item.name}.png"
@@ -121,13 +163,13 @@ def grid(images: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
-def _checked(file: Path, entries: dict[str, Any]) -> tuple[tuple[Item, ...], str]:
-    """The items of entries by name, and their digest."""
+def checked(file: object, entries: Mapping[str, Any], key: str = "prompt") -> tuple[tuple[Item, ...], str]:
+    """The items of entries by name, and their digest. ``key``: of an entry's prompt."""
     items = []
     for index, (name, entry) in enumerate(entries.items()):
-        prompt = entry.get("prompt") if isinstance(entry, dict) else None
+        prompt = entry.get(key) if isinstance(entry, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
-            raise FlashUError(f"{file}: entry {index + 1} has no prompt")
+            raise FlashUError(f"{file}: entry {index + 1} has no {key}")
         items.append(Item(index, name, prompt, entry))
     if not items:
         raise FlashUError(f"{file}: there are no prompts in it")
@@ -135,14 +177,14 @@ def _checked(file: Path, entries: dict[str, Any]) -> tuple[tuple[Item, ...], str
     return tuple(items), hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
-def _parsed(text: str, where: str) -> Any:
+def parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise FlashUError(f"{where} is not JSON: {error}") from error
 
 
-def _text(file: Path) -> str:
+def text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

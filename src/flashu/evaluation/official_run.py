@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -11,17 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from flashu.errors import FlashUError
 from flashu.evaluation.files import write_json
 from flashu.evaluation.ledger import Ledger, check_run, read_ledger
-from flashu.evaluation.official import SAMPLES, Benchmark, Item
+from flashu.evaluation.official import Benchmark, Item
 from flashu.evaluation.shard import Shard
 from flashu.evaluation.timing import clock_of, timed
 from flashu.inference.arguments import OnStep
@@ -32,6 +31,7 @@ from flashu.plan.presets import FlashUConfig
 from flashu.plan.recipe import Recipe
 
 MANIFEST, SUMMARY, RECORDS = "manifest.json", "summary.json", ".flashu"
+ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
@@ -59,52 +59,49 @@ def evaluate(
     *,
     model: str,
     seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    height: int | None = None,
-    width: int | None = None,
     shard: Shard | None = None,
     baseline: Recipe | FlashUConfig | str | None = None,
     baseline_items: int = 3,
     on_item: Callable[[int, int], object] = lambda done, total: None,
     on_step: OnStep | None = None,
+    **settings: Any,
 ) -> Summary:
-    """Draw four images of each prompt of this process' shard into ``out``; what is there already stays.
+    """Draw the images of each item of this process' shard into ``out``; what is there already stays.
 
     An image's seed follows from ``seed`` and its place in the benchmark, so neither an interruption nor the number of
-    processes changes it. ``steps`` (forwards before the recipe shortens them) and ``guidance`` default to those
-    of the authors' scripts, where the model's family has any. ``baseline``: a recipe to time on the first
-    ``baseline_items`` prompts; its images are not kept.
+    processes changes it. ``settings``: as of `Engine.generate`, or of `Engine.edit` where pictures are edited; those
+    not given (or None) are the authors' scripts', where the model's family has any, else the model's. ``baseline``: a
+    recipe, or "original" for the original program, to time on the first ``baseline_items``; its images are not kept.
     ``on_item`` gets how many items of this process are finished, and of how many. `FlashUError` if ``out`` holds
     results made another way, or another process draws the same shard.
     """
     shard = shard or Shard()
     folder = ResultFolder(out, shard)
-    usual = _usual(benchmark, engine)
-    guidance = usual["guidance"] if guidance is None else guidance
-    settings: dict[str, Any] = {"guidance": guidance, "height": height, "width": width}
-    run = {"steps": steps or _steps(usual["steps"], engine), **settings}
+    given = {name: value for name, value in settings.items() if value is not None}
+    run = _settings(benchmark, engine) | given
     # Calibrated on the benchmark's first prompt by every process, whichever items it draws.
     engine.prepare("generation", prompt=engine.processor.cut(benchmark.items[0].prompt))
     mine = shard.of(benchmark.items)
-    other = None if baseline is None else engine.with_recipe(baseline)
+    other = None if baseline is None else _other(engine, baseline, benchmark)
     with folder.opened(_identity(engine, benchmark, model, seed, run)) as ledger:
         if other is not None and mine:  # the first forwards of a process are slow; neither side is to pay for them
-            other.generate(engine.processor.cut(mine[0].prompt), images_per_prompt=SAMPLES, steps=1, **settings)
+            _made(other, benchmark, mine[0], seed, run | {"steps": 1}, None)
         known = folder.records(ledger)
         for number, item in enumerate(mine):
             if other is not None and number < baseline_items and _baseline(other, item) not in known:
-                slow = {"steps": steps or _steps(usual["steps"], other), **settings}
-                ledger.append(_baseline(other, item), _draw(other, item, seed, slow, None)[1])
+                slow = _settings(benchmark, other) | given
+                ledger.append(_baseline(other, item), _timed(other, benchmark, item, seed, slow, None)[1])
             if not benchmark.done(out, item):
-                drawn, record = _draw(engine, item, seed, run, on_step)
+                images, record = _timed(engine, benchmark, item, seed, run, on_step)
                 part = folder.drafts / benchmark.path(out, item).name
-                benchmark.write(drawn.images, item, part)
+                benchmark.write(images, item, part)
                 ledger.append(item.name, record)
-                os.replace(part, benchmark.path(out, item))
+                benchmark.path(out, item).parent.mkdir(parents=True, exist_ok=True)
+                benchmark.publish(out, item, part)
             on_item(number + 1, len(mine))
         records = folder.records(ledger)
         done = [item for item in benchmark.items if benchmark.done(out, item)]
+        benchmark.index(out, done)
         summary = _summary(records, done, benchmark, engine, other)
         folder.finish({item.name: records[item.name] for item in done if item.name in records}, summary)
     return summary
@@ -156,31 +153,62 @@ def _manifest(file: Path) -> dict[str, Any]:
     return known
 
 
-def _draw(
-    engine: Engine, item: Item, seed: int, settings: dict[str, Any], on_step: OnStep | None
-) -> tuple[Generation, dict[str, Any]]:
-    """An item's images and the record of drawing them."""
+def _timed(
+    engine: Engine, benchmark: Benchmark, item: Item, seed: int, settings: dict[str, Any], on_step: OnStep | None
+) -> tuple[list[Image.Image], dict[str, Any]]:
+    """An item's images and the record of making them."""
     if not engine.layout.draws:
         raise FlashUError("this model was loaded without an autoencoder, so nothing it draws can be seen")
-    generate = partial(engine.generate, engine.processor.cut(item.prompt), seed=seed + SAMPLES * item.index)
     started = round(time.time(), 3)
     drawn, seconds = timed(
-        lambda: generate(images_per_prompt=SAMPLES, on_step=on_step, **settings), clock_of(engine.model.device)
+        lambda: _made(engine, benchmark, item, seed, settings, on_step), clock_of(engine.model.device)
     )
-    about = {"seeds": drawn.seeds, "forwards": len(drawn.trace), "device": str(engine.model.device)}
-    return drawn, {"seconds": seconds, "started": started, **about}
+    images = [image for part in drawn for image in part.images]
+    about = {"seeds": [s for part in drawn for s in part.seeds], "forwards": len(drawn[0].trace)}
+    device = str(engine.model.device)
+    return images, {"seconds": seconds, "started": started, "images": len(images), **about, "device": device}
 
 
-def _usual(benchmark: Benchmark, engine: Engine) -> dict[str, Any]:
-    """Steps (forwards) and guidance of the authors' script, or else of the model."""
+def _made(
+    engine: Engine, benchmark: Benchmark, item: Item, seed: int, settings: dict[str, Any], on_step: OnStep | None
+) -> list[Generation]:
+    """An item's images; of the original program, which makes one at a time, the first."""
+    first, cut = seed + benchmark.samples * item.index, engine.processor.cut
+    more: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
+    if not benchmark.edits:
+        if engine.recipe.name != ORIGINAL:
+            more["images_per_prompt"] = benchmark.samples
+        return [engine.generate(cut(item.prompt), seed=first, **settings, **more)]
+    assert item.source is not None
+    picture, made = item.source(), []
+    for turn, prompt in enumerate((item.prompt, *item.turns)):
+        made.append(engine.edit(picture, cut(prompt), seed=first + turn, **settings, **more))
+        picture = made[-1].images[0]
+    return made
+
+
+def _other(engine: Engine, baseline: Recipe | FlashUConfig | str, benchmark: Benchmark) -> Engine:
+    """What the engine is compared with."""
+    if baseline != ORIGINAL:
+        return engine.with_recipe(baseline)
+    name = engine.model.spec.family
+    if name not in FAMILIES:
+        raise FlashUError(f"{name} is no family of the registry, which would say what the original program is")
+    other = family(name).reference(engine.model, engine.processor)
+    if benchmark.edits and type(other).edit is Engine.edit:
+        raise FlashUError(
+            f"the original program of {name} edits no pictures here: leave the baseline out, or give exact"
+        )
+    return other
+
+
+def _settings(benchmark: Benchmark, engine: Engine) -> dict[str, Any]:
+    """Those of the authors' script, or else the model's own. Steps are forwards, but a reference recipe counts time
+    points, one more."""
     defaults, name = engine.layout.defaults, engine.model.spec.family
-    scripts = family(name).benchmarks if name in FAMILIES else {}
-    return {"steps": defaults.steps, "guidance": defaults.guidance, **scripts.get(benchmark.kind, {})}
-
-
-def _steps(forwards: int, engine: Engine) -> int:
-    """The ``steps`` that take so many forwards: a reference recipe counts time points, every other forwards."""
-    return forwards + engine.recipe.reference
+    usual = {"steps": defaults.steps} | ({} if benchmark.edits else {"guidance": defaults.guidance})
+    usual |= dict(family(name).benchmarks.get(benchmark.kind, {})) if name in FAMILIES else {}
+    return usual | {"steps": usual["steps"] + engine.recipe.reference}
 
 
 def _baseline(engine: Engine, item: Item) -> str:
@@ -197,7 +225,7 @@ def _identity(engine: Engine, benchmark: Benchmark, model: str, seed: int, setti
         "recipe": recipe.to_dict(),
         "calibration": None if calibration is None else calibration.made_from.get("generation"),
         "settings": settings,
-        "seeds": {"first": seed, "rule": f"first + {SAMPLES} * item + sample"},
+        "seeds": {"first": seed, "rule": f"first + {benchmark.samples} * item + sample"},
         "versions": {name: version(name) for name in ("flashu", "torch")} | {"python": platform.python_version()},
         "cuda": torch.version.cuda,
     }
@@ -215,7 +243,7 @@ def _summary(
         recipe=engine.recipe.name,
         items=len(done),
         of=len(benchmark.items),
-        images=SAMPLES * len(done),
+        images=sum(1 + len(item.turns) if benchmark.edits else benchmark.samples for item in done),
         forwards=known[0]["forwards"] if known else None,
         seconds_per_image=seconds,
         images_per_hour=None if seconds is None else 3600 / seconds,
@@ -226,4 +254,4 @@ def _summary(
 
 
 def _seconds_per_image(records: list[dict[str, Any]]) -> float | None:
-    return statistics.median(record["seconds"] for record in records) / SAMPLES if records else None
+    return statistics.median(record["seconds"] / record["images"] for record in records) if records else None
