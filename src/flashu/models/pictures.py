@@ -59,8 +59,9 @@ def pixels(image: Picture, height: int, width: int, whole: bool = False) -> Tens
     return normalised((_fit if whole else _cover)(opened(image), height, width))
 
 
-def opened(image: Picture) -> Image.Image:
-    """One picture in RGB, in its own size. Anything unusable raises ``ImageError``."""
+def opened(image: Picture, white: bool = False) -> Image.Image:
+    """One picture in RGB, in its own size; ``white``: what is transparent shows white. Anything unusable raises
+    ``ImageError``."""
     if isinstance(image, Tensor):
         tensor = _one_image(image)
         image = to_pil(tensor[None])[0] if tensor.is_floating_point() else _from_array(tensor.permute(1, 2, 0).numpy())
@@ -70,6 +71,10 @@ def opened(image: Picture) -> Image.Image:
         image = _opened(image)
     elif not isinstance(image, Image.Image):
         raise ImageError(f"an image must be a PIL image, a path, a tensor or an array, not {type(image).__name__}")
+    if white and image.has_transparency_data:
+        whole = image.convert("RGBA")
+        image = Image.new("RGB", whole.size, (255, 255, 255))
+        image.paste(whole, mask=whole.getchannel("A"))
     return _rgb(image)
 
 

@@ -23,6 +23,7 @@ FAMILIES = {
     "showo2": "flashu.models.showo2.family",
     "emu3": "flashu.models.emu3.family",
     "showo": "flashu.models.showo.family",
+    "bagel": "flashu.models.bagel.family",
 }
 """The module of each family, whose FAMILY says what it offers; imported when first asked for."""
 
@@ -63,6 +64,12 @@ CHECKPOINTS = (
             ("show-o-w-clip-vit", "Show-o shown pictures by CLIP, 256 px; 1.5 B parameters and the vision tower"),
             ("show-o-w-clip-vit-512x512", "the same for 512 px"),
         )
+    ),
+    Checkpoint(
+        "ByteDance-Seed/BAGEL-7B-MoT",
+        "ByteDance-Seed/BAGEL-7B-MoT",
+        "BAGEL on Qwen2.5-7B, two experts, 1024 px; 14.6 B parameters in all",
+        family="bagel",
     ),
 )
 

@@ -4,12 +4,17 @@ The embedded models use it; a cell of their pictures (16 px) is 2x2 latents."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from flashu.errors import CheckpointError
+from flashu.models.weights import fill, read_weights
 
 FILE = "autoencoder.safetensors"
 """Its name in a checkpoint folder."""
@@ -85,6 +90,36 @@ class SmallAutoencoder(nn.Module):
         model = cls()
         model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
         return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class PlainAutoencoder:
+    """A module with ``encode`` and ``decode`` alone: its posterior has no variance, so a sample is the mean."""
+
+    module: Any
+    latent_channels: int
+    factor: int
+
+    def encode(self, pixels: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        return self.module.encode(pixels)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.module.decode(latents)
+
+    def to(self, *args: Any, **kwargs: Any) -> PlainAutoencoder:
+        self.module.to(*args, **kwargs)
+        return self
+
+
+def open_small(folder: Path, device: torch.device | str | None = None) -> PlainAutoencoder:
+    """The one in a checkpoint folder; `CheckpointError` if there is none."""
+    file = folder / FILE
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: there is no {FILE}")
+    with torch.device("meta"):
+        autoencoder = SmallAutoencoder()
+    fill(autoencoder, read_weights([file]), file, torch.float32, device)
+    return PlainAutoencoder(autoencoder.eval().requires_grad_(False), LATENT_CHANNELS, DOWNSAMPLE)
 
 
 def to_tensor(images: Tensor) -> Tensor:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 from tokenizers import Tokenizer
+
+from flashu.errors import PromptError
 
 SHOWN = 80
 """Words of a vocabulary that a warning lists."""
@@ -21,3 +24,22 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     known = ", ".join(vocabulary[:SHOWN]) + (", ..." if len(vocabulary) > SHOWN else "")
     warnings.warn(f"this model does not know {', '.join(map(repr, lacking))}; it knows {known}", stacklevel=2)
     return encoding.ids
+
+
+def checked(kind: str, text: object, limit: int, encode: Callable[[str], list[int]]) -> list[int]:
+    """Ids of what a user wrote; `PromptError` if it is blank, no text, or more than ``limit`` tokens (nothing is cut
+    off silently). ``kind``: what to call it."""
+    if not isinstance(text, str):
+        raise PromptError(f"a {kind} must be a string, not {type(text).__name__}")
+    if not text.strip():
+        raise PromptError(f"the {kind} is empty: write at least one word")
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise PromptError(f"the {kind} is not valid Unicode (character {e.start}): remove that character") from e
+    ids = encode(text)
+    if not ids:
+        raise PromptError(f"the {kind} {text!r} has no token the model knows: use other words")
+    if len(ids) > limit:
+        raise PromptError(f"the {kind} has {len(ids)} tokens, at most {limit} are possible: shorten it")
+    return ids

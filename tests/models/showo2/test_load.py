@@ -15,12 +15,11 @@ from torch import nn
 from flashu.errors import CheckpointError
 from flashu.models import registry
 from flashu.models.defaults import GenerationDefaults
-from flashu.models.showo2.autoencoders import PlainAutoencoder
 from flashu.models.showo2.load import checkpoint_hash, load_model, load_processor, save_model
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import Text
-from flashu.models.small_autoencoder import SmallAutoencoder
+from flashu.models.small_autoencoder import PlainAutoencoder, SmallAutoencoder
 from tests.models.showo2 import showo2_tiny
 from tests.models.showo2.checkpoints import HEAD, OFFICIAL, cut, official_folder, state, write
 

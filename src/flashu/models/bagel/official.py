@@ -8,6 +8,7 @@ from typing import Any
 
 from flashu.errors import CheckpointError
 from flashu.models.bagel.config import BagelConfig, LLMConfig, VisionConfig
+from flashu.models.defaults import GenerationDefaults
 
 
 def official_config(
@@ -52,3 +53,10 @@ def _sizes(cls: type, data: Mapping[str, Any], file: str) -> dict[str, Any]:
     if missing := [name for name in REQUIRED[file] if name not in data]:
         raise CheckpointError(f"{file}: {', '.join(missing)} is missing")
     return {field.name: data[field.name] for field in fields(cls) if field.name in data}
+
+
+def official_defaults(config: BagelConfig) -> GenerationDefaults:
+    """The released app's settings. Its 50 time points are 49 forwards; an answer has one token fewer than it asks
+    for."""
+    side = config.max_latent_size * config.cell
+    return GenerationDefaults(steps=49, guidance=4.0, shift=3.0, height=side, width=side, max_new_tokens=511)

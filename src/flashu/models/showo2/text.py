@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokenizers import AddedToken, Tokenizer
 
 from flashu.errors import CheckpointError, PromptError
-from flashu.models.words import encode
+from flashu.models.words import checked, encode
 
 ADDED_BY_SHOWO2 = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # in this order, after Qwen2.5's own
 QWEN_SPECIALS = {
@@ -117,17 +117,4 @@ class Text:
         return row + [self.ids.pad] * (length - len(row))
 
     def _checked(self, kind: str, text: str, limit: int) -> list[int]:
-        if not isinstance(text, str):
-            raise PromptError(f"a {kind} must be a string, not {type(text).__name__}")
-        if not text.strip():
-            raise PromptError(f"the {kind} is empty: write at least one word")
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            raise PromptError(f"the {kind} is not valid Unicode (character {e.start}): remove that character") from e
-        ids = self.encode(text)
-        if not ids:
-            raise PromptError(f"the {kind} {text!r} has no token the model knows: use other words")
-        if len(ids) > limit:
-            raise PromptError(f"the {kind} has {len(ids)} tokens, at most {limit} are possible: shorten it")
-        return ids
+        return checked(kind, text, limit, self.encode)

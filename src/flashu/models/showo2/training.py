@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.layers import AttentionContext
-from flashu.models.showo2.autoencoders import PlainAutoencoder
 from flashu.models.showo2.config import HeadConfig, LLMConfig, ShowO2Config, VisionConfig
 from flashu.models.showo2.load import load_model, load_processor, save_model
 from flashu.models.showo2.model import ShowO2
 from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import ChatTemplate, SpecialIds, Text
-from flashu.models.small_autoencoder import DOWNSAMPLE, LATENT_CHANNELS, SmallAutoencoder
+from flashu.models.small_autoencoder import DOWNSAMPLE, LATENT_CHANNELS, PlainAutoencoder, SmallAutoencoder
 from flashu.models.training import (
     IGNORED,
     Asking,

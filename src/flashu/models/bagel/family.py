@@ -1,0 +1,59 @@
+"""BAGEL, as the registry finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flashu.models.bagel.config import BagelConfig
+from flashu.models.bagel.layout import sizes_of
+from flashu.models.bagel.load import load_processor, read_manifest, save_model
+from flashu.models.bagel.official import official_defaults
+from flashu.models.bagel.public import Bagel
+from flashu.models.defaults import GenerationDefaults
+from flashu.models.family import Checkpoint, Family
+from flashu.models.hub import checkpoint_folder
+from flashu.plan.explain import Sizes
+from flashu.scenes.world import World
+
+OFFICIAL = ("ByteDance-Seed/BAGEL-7B-MoT",)
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") == "bagel" or "llm_config" in config
+
+
+def sizes(checkpoint: Checkpoint) -> Sizes:
+    """The official checkpoint's need no connection, others fetch their config.json."""
+    if checkpoint.name in OFFICIAL:
+        config = BagelConfig()
+        return sizes_of(checkpoint.name, config, official_defaults(config))
+    manifest = read_manifest(checkpoint_folder(checkpoint.source, ("*.json",)))
+    official = manifest.official or "defaults" not in manifest.data
+    defaults = official_defaults(manifest.config) if official else GenerationDefaults(**manifest.data["defaults"])
+    return sizes_of(checkpoint.name, manifest.config, defaults)
+
+
+def trainer(world: World, seed: int, start: Path | None = None) -> Any:
+    """See `training.ScenesBagel`, which only training imports."""
+    from flashu.models.bagel.training import ScenesBagel
+
+    return ScenesBagel.create(world, seed, start)
+
+
+def _reference(model: Any, processor: Any) -> Any:
+    raise NotImplementedError
+
+
+FAMILY = Family(
+    name="bagel",
+    title="BAGEL",
+    matches=matches,
+    load=Bagel._load,
+    sizes=sizes,
+    reference=_reference,
+    save=save_model,
+    processor=lambda checkpoint: load_processor(checkpoint.source, autoencoder=None),
+    trainer=trainer,
+)
