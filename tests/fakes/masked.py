@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashu.errors import FlashUError
 from flashu.inference.actions import Action, Append, Draw, DrawRequest
 from flashu.inference.samplers.masked import MaskedSampler
 from flashu.inference.samplers.noise import Noise
@@ -30,9 +29,9 @@ class MaskedModel(TokenModel):
 
 
 class MaskedLayout(TokenModelLayout):
+    edits = False
+
     def _drawing(self, request: DrawRequest) -> list[Action]:
-        if request.images:
-            raise FlashUError("this family cannot edit")
         guidance = self.defaults.guidance if request.guidance is None else request.guidance
         scales = {} if guidance in (0, 1) else {"uncond": guidance}
         noise = Noise(request.seed)

@@ -133,7 +133,9 @@ class TokenModel(nn.Module):
 
 
 class TokenModelLayout:
-    draws = sees = True
+    draws = sees = edits = True
+    thinks = False
+    settings: frozenset[str] = frozenset()
 
     def __init__(self, processor: Processor) -> None:
         self.defaults = processor.defaults

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol, TypeAlias
 
@@ -40,11 +40,13 @@ class Fork:
 @dataclass(frozen=True, eq=False)
 class Decode:
     """Text after a branch's context, token by token: at most ``limit`` tokens, up to one of ``stop``, which is not part
-    of it."""
+    of it. ``close``: ids that follow it where more is to come after, and ``tokens`` makes a segment of ids then."""
 
     branch: str
     stop: frozenset[int]
     limit: int
+    close: tuple[int, ...] = ()
+    tokens: Callable[[Sequence[int]], Segment] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +77,9 @@ class Known:
 
 @dataclass(frozen=True, eq=False)
 class DrawRequest:
-    """One image to draw. None = the model's default; ``images``: those to edit; ``known``: one of which a part stays.
-    `FlashUError` for unusable numbers."""
+    """One image to draw. None = the model's default; ``images``: those to edit; ``known``: one of which a part stays;
+    ``think``: in text first; ``own``: settings that only some models have, of the names in their layout's
+    ``settings``. `FlashUError` for unusable numbers."""
 
     prompt: str
     seed: int = 0
@@ -88,6 +91,8 @@ class DrawRequest:
     history: History = ()
     images: Sequence[Picture] = ()
     known: Known | None = None
+    think: bool = False
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("steps", "guidance", "height", "width"):
@@ -99,12 +104,13 @@ class DrawRequest:
 @dataclass(frozen=True, eq=False)
 class AnswerRequest:
     """One question about images or videos; without any, a message. ``ids``: the whole row instead of ``text``, with a
-    placeholder for each image, as the model's processor writes it."""
+    placeholder for each image, as the model's processor writes it; ``think``: in text first."""
 
     text: str = ""
     images: Sequence[Visual] = ()
     max_new_tokens: int | None = None
     ids: Sequence[int] | None = None
+    think: bool = False
 
     def __post_init__(self) -> None:
         check_number("max_new_tokens", self.max_new_tokens)
@@ -118,6 +124,11 @@ class Layout(Protocol):
     draws: bool
     """Whether drawn samples can become images (an autoencoder is there)."""
     sees: bool
+    edits: bool
+    thinks: bool
+    """Whether it can be asked to think in text before it draws or answers."""
+    settings: frozenset[str]
+    """Names of drawing settings that only some models have."""
 
     def draw(self, requests: Sequence[DrawRequest], recipe: Recipe) -> list[list[Action]]: ...
     def answer(self, requests: Sequence[AnswerRequest]) -> list[list[Action]]: ...

@@ -21,16 +21,53 @@ OnStep: TypeAlias = Callable[[Step, Plan, Tensor], "Tensor | None"]
 and the state of all images: for flow, latents [B, c, H, W]. It may return another state to go on with."""
 
 
-class StepCalls:
-    """Calls ``on_step`` once for a step of runs that go together, when the last of them has taken it."""
+OnText: TypeAlias = Callable[[int, str], None]
+"""Called with the index of an image and the next piece of the text that is thought before it is drawn."""
 
-    def __init__(self, on_step: OnStep, count: int) -> None:
-        self._on_step, self._count = on_step, count
+
+class Pieces:
+    """A run's text, piece by piece, as its tokens come. ``decode``: ids -> text."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def of(self, events: Sequence[Event]) -> str:
+        """What events add to the text; a piece that ends inside a multi-byte character waits for the rest of it."""
+        new = [event.data for event in events if event.kind == "token"]
+        ended = any(event.kind == "text" for event in events)
+        if not new and not ended:
+            return ""
+        self._ids += new
+        text = self._decode(self._ids)
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and not ended:
+            return ""
+        piece, self._shown = text[len(self._shown) :], text
+        return piece
+
+
+class Calls:
+    """Calls ``on_step`` once for a step of ``count`` runs that go together, when the last of them has taken it, and
+    ``on_text`` with each run's pieces of text, the runs numbered from ``first`` on."""
+
+    def __init__(
+        self,
+        count: int,
+        on_step: OnStep | None,
+        on_text: OnText | None,
+        decode: Callable[[Sequence[int]], str],
+        first: int = 0,
+    ) -> None:
+        self._on_step, self._on_text, self._count, self._first = on_step, on_text, count, first
+        self._pieces = [Pieces(decode) for _ in range(count)]
         self._steps: dict[int, dict[int, Tensor]] = {}
 
     def __call__(self, run: int, events: list[Event]) -> None:
+        if self._on_text is not None and (piece := self._pieces[run].of(events)):
+            self._on_text(self._first + run, piece)
         for event in events:
-            if event.kind != "step":
+            if event.kind != "step" or self._on_step is None:
                 continue
             states = self._steps.setdefault(event.index, {})
             states[run] = event.data
@@ -40,6 +77,7 @@ class StepCalls:
                 del self._steps[event.index]
 
     def _call(self, trace: StepTrace, states: Sequence[Tensor]) -> None:
+        assert self._on_step is not None
         changed = self._on_step(trace.step, trace.plan, torch.stack(list(states)))
         if changed is None:
             return
@@ -71,7 +109,7 @@ def seeds_of(seed: int | Sequence[int], count: int, of: str) -> list[int]:
 
 
 def questions_about(
-    images: Shown | Sequence[Shown], questions: Sequence[str], max_new_tokens: int | None
+    images: Shown | Sequence[Shown], questions: Sequence[str], max_new_tokens: int | None, think: bool = False
 ) -> list[AnswerRequest]:
     """A request per question: all about one image or video, or each about its own of a list."""
     shown = list(images) if isinstance(images, list | tuple) else [images] * len(questions)
@@ -80,7 +118,9 @@ def questions_about(
     groups = [tuple(one) if isinstance(one, list | tuple) else (one,) for one in shown]
     if not all(groups):
         raise ImageError("a question about no image: give at least one, or send a message without images")
-    return [AnswerRequest(text, group, max_new_tokens) for text, group in zip(questions, groups, strict=True)]
+    return [
+        AnswerRequest(text, group, max_new_tokens, think=think) for text, group in zip(questions, groups, strict=True)
+    ]
 
 
 def known_of(image: Any, mask: Any, count: int) -> list[Known | None]:

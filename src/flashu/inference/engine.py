@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from flashu.errors import FlashUError, ImageError, PromptError
 from flashu.inference.actions import Action, AnswerRequest, DrawRequest, History, Visual
 from flashu.inference.arguments import (
+    Calls,
     OnStep,
+    OnText,
+    Pieces,
     Shown,
-    StepCalls,
     histories_of,
     known_of,
     questions_about,
@@ -25,7 +27,8 @@ from flashu.inference.arguments import (
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.prepared import PreparedRecipe
 from flashu.inference.results import Answer, Generation
-from flashu.inference.run import Run, SharedObservations, complete
+from flashu.inference.run import Event, Run, SharedObservations, complete
+from flashu.inference.session import EditSession
 from flashu.models.offload import offloaded
 from flashu.models.packing import is_packed
 from flashu.models.pictures import Picture, to_pil
@@ -38,6 +41,7 @@ from flashu.plan.presets import PRESETS, RecipeSource, Target, load_recipe
 from flashu.plan.recipe import Recipe
 from flashu.plan.table import PlanTable
 from flashu.runtime.compile import LayerCalls
+from flashu.runtime.context import Context
 from flashu.runtime.executor import Executor
 from flashu.runtime.graphs import GraphPool
 from flashu.runtime.memory import enough_memory
@@ -144,8 +148,11 @@ class Engine:
         height: int | None = None,
         width: int | None = None,
         batch_size: int | None = None,
+        think: bool = False,
         on_step: OnStep | None = None,
+        on_text: OnText | None = None,
         decode: bool = True,
+        **own: Any,
     ) -> Generation:
         """Draw ``images_per_prompt`` images of each prompt.
 
@@ -157,9 +164,9 @@ class Engine:
         ``seed``: of the first image, counted up from there, or one per image; an image depends on its own seed, not
         on its batch (up to rounding). ``steps``: forwards before the recipe shortens them. ``guidance``: as the model's
         authors count it; 0 draws without a guidance branch. ``height``, ``width``: pixels. ``batch_size``: images at a
-        time, default all.
-        ``decode`` False: latents only. Defaults are the checkpoint's. Raises a `FlashUError` before anything is
-        computed.
+        time, default all. ``think``: think in text first, for models trained to; ``on_text`` gets the pieces of it.
+        ``decode`` False: latents only. ``own``: settings that only some models have (see their pages). Defaults are the
+        checkpoint's. Raises a `FlashUError` before anything is computed.
         """
         listed = texts_of(prompts)
         if not listed or images_per_prompt == 0:
@@ -167,6 +174,7 @@ class Engine:
         check_number("images_per_prompt", images_per_prompt)
         before = [()] * len(listed) if history is None else histories_of(history, listed, isinstance(prompts, str))
         shared = {"steps": steps, "guidance": guidance, "shift": shift, "height": height, "width": width}
+        shared |= self._asked(think, own)
         known = known_of(image, mask, len(listed))
         if known[0] is not None and self.model.spec.drawing != "masked":
             raise FlashUError(f"{self.model.spec.family} draws whole images: leave image and mask out")
@@ -175,7 +183,7 @@ class Engine:
             DrawRequest(text, s, history=shown, known=part, **shared)  # type: ignore[arg-type]
             for (text, shown, part), s in zip(texts, seeds_of(seed, len(texts), "images"), strict=True)
         ]
-        return self._drawn(requests, batch_size, on_step, decode)
+        return self._drawn(requests, batch_size, on_step, on_text, decode)
 
     def edit(
         self,
@@ -184,52 +192,106 @@ class Engine:
         *,
         seed: int | Sequence[int] = 0,
         steps: int | None = None,
-        guidance: float | None = None,
+        text_guidance: float | None = None,
         shift: float | None = None,
         height: int | None = None,
         width: int | None = None,
         batch_size: int | None = None,
+        think: bool = False,
         on_step: OnStep | None = None,
+        on_text: OnText | None = None,
         decode: bool = True,
+        **own: Any,
     ) -> Generation:
-        """Change images as the prompts say, one prompt per image; settings as in `generate`. `FlashUError` for a model
-        that cannot."""
-        listed = texts_of(prompts)
+        """Change images as the prompts say, one prompt per image; settings as in `generate`. ``text_guidance``: what
+        is ``guidance`` there. ``height``, ``width``: of the result, default as the image is shown to the model.
+        `FlashUError` for a model that cannot."""
+        asked, listed = self._asked(think, own), texts_of(prompts)
         shown = list(images) if isinstance(images, list | tuple) else [images] * len(listed)
         if not listed or len(shown) != len(listed):
             raise ImageError(f"{len(shown)} images for {len(listed)} prompts: give one image per prompt")
-        shared = {"steps": steps, "guidance": guidance, "shift": shift, "height": height, "width": width}
+        if not self.layout.edits:
+            family = self.model.spec.family
+            raise FlashUError(f"this model ({family}) does not edit images, or was loaded without the parts for it")
+        shared = {"steps": steps, "guidance": text_guidance, "shift": shift, "height": height, "width": width}
+        shared |= asked
         requests = [
             DrawRequest(text, s, images=(image,), **shared)  # type: ignore[arg-type]
             for text, image, s in zip(listed, shown, seeds_of(seed, len(listed), "images"), strict=True)
         ]
-        return self._drawn(requests, batch_size, on_step, decode)
+        return self._drawn(requests, batch_size, on_step, on_text, decode)
+
+    def editing(self, image: Picture) -> EditSession:
+        """Edits of one image in turn, each of which sees those before it without computing them again."""
+        return EditSession(self, image)
+
+    def _asked(self, think: bool, own: Mapping[str, Any]) -> dict[str, Any]:
+        """What only some models can be asked; `FlashUError` for others."""
+        if think and not self.layout.thinks:
+            raise FlashUError(f"this model ({self.model.spec.family}) was not trained to think: leave think out")
+        return {"think": think, "own": self.own_settings(own)}
+
+    def own_settings(self, own: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Drawing settings that only some models have; `TypeError` for those that this one has not."""
+        if own and (unknown := sorted(own.keys() - self.layout.settings)):
+            known = ", ".join(sorted(self.layout.settings)) or "none"
+            family = self.model.spec.family
+            raise TypeError(f"unexpected keyword {', '.join(unknown)}: {family}'s own drawing settings are {known}")
+        return own
 
     def _drawn(
-        self, requests: Sequence[DrawRequest], batch_size: int | None, on_step: OnStep | None, decode: bool
+        self,
+        requests: Sequence[DrawRequest],
+        batch_size: int | None,
+        on_step: OnStep | None,
+        on_text: OnText | None,
+        decode: bool,
     ) -> Generation:
         check_number("batch_size", batch_size)
         chunk = batch_size or len(requests)
         scripts = self._scripts(requests)
-        drawn, traces = [], []
+        done: list[Run] = []
         for at in range(0, len(requests), chunk):
-            part = scripts[at : at + chunk]
-            runs = self._runs(part)
-            advice = "use a smaller batch_size or image, or bf16 weights"
-            with enough_memory(f"draw {len(part)} images at once", advice), torch.inference_mode():
-                complete(self.executor(), runs, None if on_step is None else StepCalls(on_step, len(part)))
-            drawn += [run.drawn[-1] for run in runs]
-            traces += [run.trace for run in runs]
-        latents = torch.stack(drawn)
-        if latents.is_floating_point() and not bool(latents.isfinite().all()):
-            raise FlashUError("the latents are not finite: the weights or the settings are unusable")
-        images = self.decode(latents, min(chunk, 8)) if decode and self.layout.draws else []
-        return Generation(images, latents, [r.prompt for r in requests], [r.seed for r in requests], traces)
+            runs = self._runs(scripts[at : at + chunk])
+            calls = Calls(len(runs), on_step, on_text, self.layout.text, first=at)
+            self.complete(runs, calls)
+            done += runs
+        return self.generation(requests, done, decode, min(chunk, 8))
 
-    def runs_to_draw(self, requests: Sequence[DrawRequest]) -> list[Run]:
+    def complete(self, runs: Sequence[Run], on_events: Callable[[int, list[Event]], None] | None = None) -> None:
+        """Carry out drawings together."""
+        advice = "use a smaller batch_size or image, or bf16 weights"
+        with enough_memory(f"draw {len(runs)} images at once", advice), torch.inference_mode():
+            complete(self.executor(), runs, on_events)
+
+    def generation(
+        self, requests: Sequence[DrawRequest], runs: Sequence[Run], decode: bool = True, batch_size: int = 8
+    ) -> Generation:
+        """What runs have drawn; with ``decode``, as pictures."""
+        drawn = [run.drawn[-1] for run in runs]
+        if any(one.is_floating_point() and not bool(one.isfinite().all()) for one in drawn):
+            raise FlashUError("the latents are not finite: the weights or the settings are unusable")
+        alike = len({one.shape for one in drawn}) == 1
+        images: list[Image.Image] = []
+        if decode and self.layout.draws:
+            for part in [torch.stack(drawn)] if alike else [one[None] for one in drawn]:
+                images += self.decode(part, batch_size)
+        return Generation(
+            images,
+            torch.stack(drawn) if alike else drawn,
+            [request.prompt for request in requests],
+            [request.seed for request in requests],
+            [run.trace for run in runs],
+            [self.layout.text(run.text) for run in runs] if requests[0].think else [],
+        )
+
+    def runs_to_draw(
+        self, requests: Sequence[DrawRequest], contexts: Sequence[Mapping[str, Context]] | None = None
+    ) -> list[Run]:
         """A run for each image, not yet begun; `FlashUError` for what cannot be drawn. Several that go together are
-        computed together; each run's ``drawn[-1]`` is what `decode` takes."""
-        return self._runs(self._scripts(requests))
+        computed together; each run's ``drawn[-1]`` is what `decode` takes. ``contexts``: of each, what earlier runs
+        left behind, on which it goes on."""
+        return self._runs(self._scripts(requests), contexts=contexts)
 
     def _scripts(self, requests: Sequence[DrawRequest]) -> list[list[Action]]:
         """The actions of requests of equal steps; the recipe is prepared for them."""
@@ -253,51 +315,47 @@ class Engine:
     def answer(self, images: Visual | Sequence[Shown], questions: str, **settings: Any) -> Answer: ...
     @overload
     def answer(self, images: Visual | Sequence[Shown], questions: Sequence[str], **settings: Any) -> list[Answer]: ...
-    def answer(self, images: Any, questions: Any, *, max_new_tokens: int | None = None, **sampling: Any) -> Any:
+    def answer(
+        self, images: Any, questions: Any, *, max_new_tokens: int | None = None, think: bool = False, **sampling: Any
+    ) -> Any:
         """Answer a question about an image or a `Video`; a list of questions gives a list of answers, computed as one
         batch.
 
         With one image or video, all questions are about it; else ``images`` is a list with, per question, one or a
         list of several. Settings:
         ``max_new_tokens`` (default: the checkpoint's), ``temperature`` 0 (greedy), ``top_k`` and ``top_p`` None (off),
-        ``seed`` 0 (answer i samples with seed + i; or one each). Raises a `FlashUError` before anything is computed.
+        ``seed`` 0 (answer i samples with seed + i; or one each), ``think`` (in text first, for models trained to; the
+        thought is part of the answer). Raises a `FlashUError` before anything is computed.
         """
-        answers = self.respond(questions_about(images, texts_of(questions), max_new_tokens), **sampling)
+        answers = self.respond(questions_about(images, texts_of(questions), max_new_tokens, think), **sampling)
         return answers[0] if isinstance(questions, str) else answers
 
     @overload
     def chat(self, messages: str, **settings: Any) -> Answer: ...
     @overload
     def chat(self, messages: Sequence[str], **settings: Any) -> list[Answer]: ...
-    def chat(self, messages: Any, *, max_new_tokens: int | None = None, **sampling: Any) -> Any:
+    def chat(self, messages: Any, *, max_new_tokens: int | None = None, think: bool = False, **sampling: Any) -> Any:
         """Answer a message without an image; a list of messages gives a list of answers. Settings as in `answer`."""
         texts = texts_of(messages)
         if not texts:
             raise PromptError("nothing to answer: give at least one message")
-        answers = self.respond([AnswerRequest(text, (), max_new_tokens) for text in texts], **sampling)
+        answers = self.respond([AnswerRequest(text, (), max_new_tokens, think=think) for text in texts], **sampling)
         return answers[0] if isinstance(messages, str) else answers
 
     def stream(
-        self, image: Shown, question: str, *, max_new_tokens: int | None = None, **sampling: Any
+        self, image: Shown, question: str, *, max_new_tokens: int | None = None, think: bool = False, **sampling: Any
     ) -> Iterator[str]:
         """The pieces of one answer's text as they are decoded; settings as in `answer`."""
-        (run,) = self.runs_to_answer(questions_about([image], [question], max_new_tokens), **sampling)
+        (run,) = self.runs_to_answer(questions_about([image], [question], max_new_tokens, think), **sampling)
         return self._pieces(run)
 
     def _pieces(self, run: Run) -> Iterator[str]:
-        executor, shown = self.executor(), ""
+        executor, pieces = self.executor(), Pieces(self.layout.text)
         while not run.done:
             with torch.inference_mode():
                 events = run.step(executor)
-            if not any(event.kind == "token" for event in events):
-                continue
-            text = self.layout.text(run.text)
-            # A piece that ends inside a multi-byte character waits for the rest of it.
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield text[len(shown) :]
-                shown = text
-        if rest := self.layout.text(run.text)[len(shown) :]:
-            yield rest
+            if piece := pieces.of(events):
+                yield piece
 
     def respond(self, requests: Sequence[AnswerRequest], **sampling: Any) -> list[Answer]:
         """Answer requests as one batch; ``sampling`` as in `answer`."""
@@ -321,6 +379,7 @@ class Engine:
             chooser(temperature=temperature, top_k=top_k, top_p=top_p, seed=one)
             for one in seeds_of(seed, len(requests), "questions")
         ]
+        self._asked(any(request.think for request in requests), {})
         scripts = self.layout.answer(requests)
         self.prepare("understanding")
         return self._runs(scripts, choices)
@@ -367,7 +426,12 @@ class Engine:
         any token of others. Make it after `prepare`."""
         return Executor(self.prepared.runner(self.model), self.prepared.graphs, slots)
 
-    def _runs(self, scripts: Sequence[Sequence[Action]], choices: Sequence[Any] | None = None) -> list[Run]:
+    def _runs(
+        self,
+        scripts: Sequence[Sequence[Action]],
+        choices: Sequence[Any] | None = None,
+        contexts: Sequence[Mapping[str, Context]] | None = None,
+    ) -> list[Run]:
         # The released program has one layer-skipping list for a whole batch.
         one = SharedObservations() if self.recipe.reference else None
         every = 1 if self.model.device.type == "cpu" else CHECK_EVERY
@@ -379,6 +443,7 @@ class Engine:
                 choose=None if choices is None else choices[n],
                 check_every=every,
                 observations=one,
+                contexts=None if contexts is None else contexts[n],
             )
             for n, script in enumerate(scripts)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
+from math import factorial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -74,24 +75,40 @@ class SharedObservations:
 
 
 class FeatureHistory:
-    """The head's latest features by branch [1, N, d], and the forwards they are of."""
+    """The head's latest features of each branch [N, d], the forwards they are of, and their differences."""
 
     def __init__(self) -> None:
-        self.branches: tuple[str, ...] = ()
-        self._kept: list[tuple[int, Tensor]] = []
+        self._kept: dict[str, list[tuple[int, Tensor]]] = {}
+        self._differences: dict[str, list[Tensor]] = {}
 
-    def keep(self, index: int, branches: tuple[str, ...], features: Tensor) -> None:
-        """Features [branches, N, d] of forward ``index``; earlier ones stay while they are of the same branches."""
-        if branches != self.branches:
-            self._kept, self.branches = [], branches
-        self._kept = [*self._kept, (index, features)][-HISTORY:]
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Those that the latest features are of."""
+        latest = max((kept[-1][0] for kept in self._kept.values()), default=0)
+        return tuple(name for name, kept in self._kept.items() if kept[-1][0] == latest)
+
+    def keep(self, index: int, branches: tuple[str, ...], features: Tensor, order: int | None) -> None:
+        """Features [branches, N, d] of forward ``index``. ``order``: see `Plan.differences`."""
+        for name, own in zip(branches, features, strict=True):
+            before = self._kept.get(name, [])
+            if order is not None:
+                known, grown = self._differences.get(name, []), [own]
+                for n in range(min(order, len(known))):
+                    grown.append((grown[n] - known[n]) / (index - before[-1][0]))
+                self._differences[name] = grown
+            self._kept[name] = [*before, (index, own)][-HISTORY:]
 
     def at(self, index: int, order: int, branches: tuple[str, ...]) -> Tensor:
-        """Features for forward ``index``: the latest, or continued by a Taylor polynomial through as many as ``order``
-        asks for and there are (TaylorSeer)."""
-        rows = [self.branches.index(name) for name in branches]
-        (at, last), *earlier = ((n, features[rows]) for n, features in reversed(self._kept))
+        """Features [branches, N, d] for forward ``index``: by Taylor's series where differences were kept; else the
+        latest, or continued by a polynomial through as many as ``order`` asks for and there are."""
+        return torch.stack([self._at(index, order, name) for name in branches])
+
+    def _at(self, index: int, order: int, name: str) -> Tensor:
+        (at, last), *earlier = reversed(self._kept[name])
         ahead = index - at
+        if name in self._differences:
+            terms = enumerate(self._differences[name])
+            return sum((d * (ahead**n / factorial(n)) for n, d in terms), torch.zeros_like(last))
         if not order or not earlier or not ahead:
             return last
         slope = (last - earlier[0][1]) / (at - earlier[0][0])
@@ -106,8 +123,9 @@ class Run:
     """Carries out the actions of one sample. `prepare` gives the forward it needs next, `accept` takes its output;
     `step` does both. Several runs go together when their requests are given to one executor.
 
-    ``choose``: how the next token of text is chosen. ``check_every``: tokens between two looks at whether to stop, each
-    of which waits for the device. ``observations``: shared with others whose layer-skipping list is one.
+    ``contexts``: what earlier runs left behind, by branch; this one goes on there. ``choose``: how the next token of
+    text is chosen. ``check_every``: tokens between two looks at whether to stop, each of which waits for the device.
+    ``observations``: shared with others whose layer-skipping list is one.
     """
 
     def __init__(
@@ -119,9 +137,10 @@ class Run:
         choose: Choose | None = None,
         check_every: int = 1,
         observations: SharedObservations | None = None,
+        contexts: Mapping[str, Context] | None = None,
     ) -> None:
         self.recipe, self.spec = recipe, spec
-        self.contexts: dict[str, Context] = {}
+        self.contexts: dict[str, Context] = dict(contexts or {})
         self.trace: list[StepTrace] = []
         self.text: list[int] = []
         """Tokens of the latest text."""
@@ -207,6 +226,11 @@ class Run:
                     break
                 waiting = []
         self._events.append(Event("text", len(self.text), action.limit, list(self.text)))
+        if action.tokens is not None:
+            # ``index`` tokens went through; those after the text, where it was looked at late, are dropped.
+            done = min(index, len(self.text))
+            row.context.settle(action.tokens(self.text[:done]) if done else None, index - done)
+            row.context.append(action.tokens([*self.text[done:], *action.close]))
 
     def _said(self, ids: list[int], action: Decode) -> bool:
         """Note tokens of text, up to one that ends it; whether there was one."""
@@ -244,7 +268,8 @@ class Run:
             self._note(step, plan, len(rows) if output.tokens else 0, output)
             if not reused:
                 if output.features is not None and sampler.want == "prediction":
-                    history.keep(index, plan.branches, output.features[list(place.values())])
+                    features = output.features[list(place.values())]
+                    history.keep(index, plan.branches, features, plan.differences)
                 anchor = sampler.state
             predictions = {name: output.values[place[name]] for name in plan.branches}
             for name in plan.scales:

@@ -20,10 +20,6 @@ def classifier_free(predictions: Mapping[str, Any], scales: Mapping[str, float])
     return guided
 
 
-RENORMS = ("global", "channel", "text_channel")
-"""How a guided prediction is brought back to the length of the unguided one; see `runtime.renorm`."""
-
-
 @dataclass(frozen=True)
 class Guidance:
     """``scales``: by branch, {} = none. ``interval``: (after, until) flow times that guide, None = all of them."""

@@ -73,7 +73,9 @@ class Plan:
 
     ``scales``: guidance scale by branch; a branch without one is not needed. ``reuse``: branches that are left out and
     keep their distance to the main one. ``features``: "reuse" continues the head's earlier features, by a polynomial of
-    ``order`` (0 takes the latest as they are). ``context``: the layer plan of what stands before a block; None = as the
+    ``order`` (0 takes the latest as they are). ``differences``: the order up to which this forward's features are also
+    kept as finite differences (0: themselves alone), from which reuse then follows by Taylor's series; None: not.
+    ``context``: the layer plan of what stands before a block; None = as the
     model's spec says.
     """
 
@@ -82,6 +84,7 @@ class Plan:
     scales: Mapping[str, float] = field(default_factory=dict)
     probe: Probe = "off"
     order: int = 0
+    differences: int | None = None
     reuse: frozenset[str] = frozenset()
     context: LayerPlan | None = None
 

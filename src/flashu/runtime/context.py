@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -122,15 +122,7 @@ class Context:
         return None if None in keys else keys
 
     def append(self, segment: Segment) -> None:
-        self.segments.append(
-            Segment(
-                segment.content,
-                segment.layout.shifted(self.position, self.length),
-                segment.advance,
-                segment.key,
-                segment.read,
-            )
-        )
+        self.segments.append(replace(segment, layout=segment.layout.shifted(self.position, self.length)))
         self.position += segment.advance
         self.length += segment.length
 
@@ -168,6 +160,25 @@ class Context:
     def close(self) -> None:
         """Give up the row of a decode: its memory is another's to use."""
         self.slot = None
+
+    def settle(self, segment: Segment | None, extra: int) -> None:
+        """Stop decoding: what was decoded is ``segment`` (None: nothing), and ``extra`` tokens after it, which are
+        dropped. The keys and values are copied out of the block, once."""
+        if self.slot is None:
+            return
+        kv, kept = self.slot.block.row(self.slot.row), {}
+        for layout in kv.layouts:
+            kept.setdefault(id(layout), layout.part(0, layout.shape[1] - extra))
+        own = [kept[id(layout)] for layout in kv.layouts]
+        lengths = [layout.shape[1] for layout in own]
+        layers = [(k[:, :, :n].clone(), v[:, :, :n].clone()) for (k, v), n in zip(kv.layers, lengths, strict=True)]
+        self.slot = None
+        self.position -= extra
+        self.length -= extra
+        if segment is not None:
+            start = self.position - segment.advance, self.length - segment.length
+            self.segments.append(replace(segment, layout=segment.layout.shifted(*start)))
+        self._computed[None] = (len(self.segments), KV(layers, own))
 
     def keep(self, under: LayerPlan | None, kv: KV, segments: int) -> None:
         """Note that the first ``segments`` are computed."""

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from flashu.models.layers import KeyValue
+from flashu.models.layers import KeyValue, Span
 from flashu.plan import LayerPlan, Plan
 from flashu.runtime.context import KV, Context, stacked
 from flashu.runtime.layout import Segment, TokenLayout, stack
@@ -28,7 +29,7 @@ class Prefills:
         """Compute what is pending in contexts before a block."""
         plan = Plan(under or LayerPlan())
         self._share(contexts, under, plan, head=head)
-        for waiting in _by_past(contexts, under):
+        for waiting in _batches(contexts, under):
             self._walk(waiting, under, plan, head=head)
 
     def forward(self, group: list[StepRequest]) -> list[Output]:
@@ -36,8 +37,8 @@ class Prefills:
         # Skip lists differ only where the contexts go on from different forwards: then each goes alone.
         alike: dict[Hashable, list[int]] = {}
         for n, request in enumerate(group):
-            begun = request.rows[0].context.kv(None) is not None
-            alike.setdefault((request.plan.layers, begun), []).append(n)
+            context = request.rows[0].context
+            alike.setdefault((request.plan.layers, context.kv(None) is not None), []).append(n)
         for members in alike.values():
             part = [group[n] for n in members]
             for n, output in zip(members, self._alike(part), strict=True):
@@ -56,13 +57,20 @@ class Prefills:
                 shared[owner[row]] += count
         pasts = [request.rows[0].context.held(None) for request in group]
         widths = [sum(s.length for s in request.rows[0].context.pending(None)) for request in group]
-        done, place = self._walk(contexts, None, plan, read="last")
-        values = None
-        if group[0].want == "logits":
-            # Only the last token of each row has logits that anybody reads.
-            values = self.model.logits(done.hidden, group[0].codes)[place, 0]
-        probed = None if done.similarity is None else done.similarity[place]
-        return shared_out(group, values, None, probed, widths, pasts, shared)
+        values: dict[int, Tensor] = {}
+        probed: dict[int, Tensor] = {}
+        for waiting in _batches(contexts, None):
+            done, place = self._walk(waiting, None, plan, read="last")
+            if group[0].want == "logits":
+                # Only the last token of each row has logits that anybody reads.
+                logits = self.model.logits(done.hidden, group[0].codes)[place, 0]
+                values |= zip(map(id, waiting), logits, strict=True)
+            if done.similarity is not None:
+                probed |= zip(map(id, waiting), done.similarity[place], strict=True)
+        found, similarity = (
+            torch.stack([rows[id(context)] for context in contexts]) if rows else None for rows in (values, probed)
+        )
+        return shared_out(group, found, None, similarity, widths, pasts, shared)
 
     def _share(
         self, contexts: Sequence[Context], under: LayerPlan | None, plan: Plan, *, leave: int = 0, head: bool = False
@@ -79,7 +87,8 @@ class Prefills:
         if not common:
             return list(counts.values())
         first = [Context.beginning(group[0], _common(group, leave)) for group in common]
-        self._walk(first, under, replace(plan, probe="off"), head=head)
+        for part in _batches(first, under):
+            self._walk(part, under, replace(plan, probe="off"), head=head)
         for begun, group in zip(first, common, strict=True):
             kv = begun.kv(under)
             assert kv is not None
@@ -109,8 +118,6 @@ class Prefills:
         x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         layouts = [_joined(segments) for segments in pending]
         layout = stack(layouts)
-        if any(row.padded(layout.shape[1]).spans != layout.spans for row in layouts):
-            raise ValueError("rows whose tokens use unlike experts cannot be computed together")
         past = stacked_or_none([group[0].kv(under) for group in groups.values()])
         view = self.runner.view(layout, None if past is None else past.layouts[0])
         done = self.runner.walk(x, layout, plan.layers, past=past, view=view, probe=plan.probe, keep=True, read=read)
@@ -144,11 +151,20 @@ def _common(contexts: Sequence[Context], leave: int) -> int:
     return next((n for n, same in enumerate(alike) if not same), most)
 
 
-def _by_past(contexts: Sequence[Context], under: LayerPlan | None) -> list[list[Context]]:
-    """Contexts with something pending: those that hold nothing yet, and those that do."""
-    waiting = [context for context in contexts if context.pending(under)]
-    split = [[c for c in waiting if (c.kv(under) is None) is empty] for empty in (True, False)]
-    return [part for part in split if part]
+def _batches(contexts: Sequence[Context], under: LayerPlan | None) -> list[list[Context]]:
+    """Contexts with something pending, those together that all or none hold something yet and whose tokens use the
+    same experts."""
+    groups: dict[Hashable, list[Context]] = {}
+    for context in contexts:
+        if context.pending(under):
+            groups.setdefault((context.kv(under) is None, _spans(context, under)), []).append(context)
+    return list(groups.values())
+
+
+def _spans(context: Context, under: LayerPlan | None) -> tuple[Span, ...]:
+    """Which experts the pending tokens use, but for where the last span ends: padding joins it."""
+    spans = _joined(context.pending(under)).spans
+    return (*spans[:-1], (*spans[-1][:2], 0)) if spans else ()
 
 
 def stacked_or_none(kvs: Sequence[KV | None]) -> KV | None:

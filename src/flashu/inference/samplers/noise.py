@@ -10,14 +10,14 @@ class Noise:
     """Numbers drawn one after another from a seed, fp32 on the CPU."""
 
     def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self._generator)
+        return torch.randn(shape, generator=self.generator)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self._generator)
+        return torch.rand(shape, generator=self.generator)
 
     def exponential(self, *shape: int) -> Tensor:
         """argmax(p / exponential) is a sample of p, without a sum or a device sync."""
-        return torch.empty(shape).exponential_(generator=self._generator)
+        return torch.empty(shape).exponential_(generator=self.generator)

@@ -15,9 +15,10 @@ from flashu.errors import CheckpointError, FlashUError
 from flashu.models.bagel.autoencoder import FILE as AE_FILE
 from flashu.models.bagel.autoencoder import FluxAutoencoder
 from flashu.models.bagel.config import BagelConfig
+from flashu.models.bagel.guidance import Steering
 from flashu.models.bagel.model import Bagel
 from flashu.models.bagel.official import official_config, official_defaults
-from flashu.models.bagel.processor import Processor, Resizing, Steering
+from flashu.models.bagel.processor import Processor, Resizing
 from flashu.models.bagel.text import SpecialIds, Text, Thinking
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.hub import checkpoint_folder

@@ -111,9 +111,10 @@ class Bagel(nn.Module):
         return self.language_model.model.rotary_emb(position)
 
     def norm(self, x: Tensor, spans: tuple[Span, ...] = ()) -> Tensor:
-        decoder = self.language_model.model
-        own = spans or ((UND, 0, x.shape[1]),)
-        return each(own, x, lambda span, y: getattr(decoder, "norm" + SUFFIX[span[0]])(y))
+        """Latent tokens are normed by the head: what can be kept between forwards, as TaylorSeer does, is the last
+        layer's output."""
+        norm, own = self.language_model.model.norm, spans or ((UND, 0, x.shape[1]),)
+        return each(own, x, lambda span, y: norm(y) if span[0] == UND else y)  # type: ignore[operator]
 
     def logits(self, hidden: Tensor, codes: tuple[int, int] | None = None) -> Tensor:
         return self.language_model.lm_head(hidden)
@@ -133,14 +134,19 @@ class Bagel(nn.Module):
         tokens = patches(latents.to(self.dtype), self.config.latent_patch_size)
         return self.vae2llm(tokens) + self.time_embedder(times)[:, None] + self.latent_pos_embed(rows, columns)
 
+    def normed_latents(self, hidden: Tensor) -> Tensor:
+        """The final norm of latent tokens."""
+        return self.language_model.model.norm_moe_gen(hidden)  # type: ignore[operator]
+
     def velocity(self, hidden: Tensor, rows: int, columns: int) -> Tensor:
-        """Normed hidden states [B, N, D] of latent tokens -> velocity [B, z, h, w], from data to noise."""
-        return unpatched(self.llm2vae(hidden), self.config.latent_patch_size, rows, columns)
+        """Output of the last layer [B, N, D] at latent tokens -> velocity [B, z, h, w], from data to noise."""
+        tokens = self.llm2vae(self.normed_latents(hidden))
+        return unpatched(tokens, self.config.latent_patch_size, rows, columns)
 
 
 class LinearHead:
     """The head as the core calls it (see `models.protocol.Head`): no blocks, so what can be kept between forwards is
-    the final hidden state of the latent tokens."""
+    the last layer's output at the latent tokens."""
 
     blocks: Sequence[Any] = ()
 
@@ -157,7 +163,7 @@ class LinearHead:
         return hidden
 
     def prediction(self, features: Tensor, contents: Sequence[Sequence[Latents]]) -> Tensor:
-        """Velocity [R, z, h, w] of the picture that each row draws."""
+        """Velocity [R, z, h, w] of the picture that each row draws, from noise to data, as samplers go."""
         cells = contents[0][0].latents.shape[-2:]
         size = self.model.config.latent_patch_size
-        return self.model.velocity(features, cells[0] // size, cells[1] // size)
+        return -self.model.velocity(features, cells[0] // size, cells[1] // size)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from flashu.errors import FlashUError, ImageError
+from flashu.errors import ImageError
+from flashu.models.bagel.guidance import Steering
 from flashu.models.bagel.text import Text
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.pictures import Autoencoder, Picture, normalised, opened, to_pil
 from flashu.models.video import Video
-from flashu.plan.guidance import RENORMS
 
 PIXELS = 14 * 14 * 9 * 1024  # most of a resized picture
 
@@ -42,33 +40,6 @@ class Resizing:
         if size[0] * size[1] > PIXELS:
             size = scaled(PIXELS / (size[0] * size[1]))  # by the areas' ratio, without a root, as the original does
         return size if max(size) <= self.longest else scaled(self.longest / max(size))
-
-
-@dataclass(frozen=True)
-class Steering:
-    """How guidance is run: scales of the branches without the text and without the pictures, the flow times (after,
-    until) that guide, and how the guided velocity is brought back to the length of the unguided one ("global", by one
-    norm, "channel", by token, "text_channel", by token before the pictures' part; ``renorm_min``: how far at most)."""
-
-    text: float = 4.0
-    image: float = 1.5
-    interval: tuple[float, float] = (0.4, 1.0)
-    renorm: str = "global"
-    renorm_min: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "interval", tuple(self.interval))
-        if self.renorm not in RENORMS:
-            raise FlashUError(f"there is no renorm {self.renorm!r}: known are {', '.join(RENORMS)}")
-        low, high = self.interval
-        if not 0 <= low <= high <= 1 or not 0 <= self.renorm_min <= 1:
-            raise FlashUError("the guidance interval and renorm_min lie within 0 and 1")
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Steering:
-        if unknown := sorted(set(data) - {f.name for f in fields(cls)}):
-            raise ValueError(f"unknown guidance settings {', '.join(unknown)}")
-        return cls(**data)
 
 
 DRAWING = Steering()

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from flashu.models.bagel.config import BagelConfig, LLMConfig, VisionConfig
 from flashu.models.bagel.experts import GEN, SUFFIX, UND
+from flashu.models.bagel.guidance import Steering
 from flashu.models.bagel.load import save_model
 from flashu.models.bagel.model import Bagel
-from flashu.models.bagel.processor import Processor, Resizing, Steering
+from flashu.models.bagel.processor import Processor, Resizing
 from flashu.models.bagel.text import SpecialIds, Text
 from flashu.models.bagel.vision import patches
 from flashu.models.defaults import GenerationDefaults
@@ -178,10 +179,11 @@ class ScenesBagel:
         noise = torch.randn_like(target)
         noised = self.module.embed_latents(torch.lerp(target, noise, time[:, None, None, None]), time)
         hidden, middle = self.forward(rows, seen, noised)
-        velocity = self.module.llm2vae(hidden[:, rows.places.drawn])
+        drawn = hidden[:, rows.places.drawn]
+        velocity = self.module.llm2vae(drawn)
         wanted = patches(noise - target, self.module.config.latent_patch_size)
         flow = F.mse_loss(velocity.float(), wanted)
-        return Outcome({"flow": flow}, hidden[:, rows.places.drawn], middle[:, rows.places.drawn], seen)
+        return Outcome({"flow": flow}, drawn, middle[:, rows.places.drawn], seen)
 
     def forward(self, rows: Rows, seen: Tensor | None, noised: Tensor | None) -> tuple[Tensor, Tensor]:
         """One plain forward over whole rows: (normed hidden [B,S,h], the same after half of the layers, not normed).
@@ -200,7 +202,10 @@ class ScenesBagel:
             x, _ = layer(x, context)
             if i == len(model.layers) // 2:
                 middle = x
-        return model.norm(x, rows.spans), middle
+        x = model.norm(x, rows.spans)
+        if places.drawn is not None:
+            x = torch.cat((x[:, : places.drawn.start], model.normed_latents(x[:, places.drawn])), dim=1)
+        return x, middle
 
     # -- what the trainer does with it -------------------------------------------------------------------------------
     def matrices(self) -> list[nn.Parameter]:

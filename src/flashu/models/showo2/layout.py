@@ -35,6 +35,9 @@ class ShowO2Layout:
     """Rows of Show-o2. Drawing: the prompt [bos, words, boi], then the image block (time token, image tokens). Seeing:
     [bos, system, user, boi, time, image, eoi, question, assistant]."""
 
+    edits = thinks = False
+    settings: frozenset[str] = frozenset()
+
     def __init__(self, model: ShowO2, processor: Processor) -> None:
         self.model, self.processor = model, processor
         self.defaults = processor.defaults
