@@ -7,6 +7,7 @@ a user and "a photo of three circle" written here are the same tokens; see `toke
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from itertools import permutations
 
 import numpy as np
@@ -151,9 +152,12 @@ _FORMS = {
 }
 
 
-def training_caption(family: str, scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of a scene of one of the families of `sampler.py`, in a form drawn from the training mixture."""
-    weights = _FORMS[family]
+def training_caption(
+    family: str, scene: Scene, rng: np.random.Generator, forms: Mapping[str, Mapping[str, float]] | None = None
+) -> str:
+    """A caption of a scene of one of the families of `sampler.py`, in a form drawn from the training mixture, or from
+    ``forms`` for the families that are in it."""
+    weights = (forms or {}).get(family, _FORMS[family])
     form = _pick_weighted(weights, rng)
     if form == "layout":
         return layout(scene, rng)
@@ -168,5 +172,5 @@ def training_caption(family: str, scene: Scene, rng: np.random.Generator) -> str
     return caption(form, scene, rng)
 
 
-def _pick_weighted(weights: dict[str, float], rng: np.random.Generator) -> str:
+def _pick_weighted(weights: Mapping[str, float], rng: np.random.Generator) -> str:
     return list(weights)[int(np.searchsorted(np.cumsum(list(weights.values())), rng.random()))]

@@ -26,7 +26,8 @@ UNKNOWN_WORD = 0.03  # share of captions with an unknown word in them: users typ
 DROP_SHOWN = 0.1  # share of edits without the picture to edit
 DROP_ONE = 0.07  # share of edits without one of the two ways it is shown
 
-DRAWING_MIX = {"single": 0.09, "pair": 0.62, "count": 0.14, "multi": 0.15}
+DRAWING_MIX = {"single": 0.07, "pair": 0.6, "count": 0.13, "multi": 0.2}
+DRAWING_FORMS = {"pair": {"position": 0.36, "both": 0.4, "placed": 0.1, "layout": 0.12, "shapes": 0.02}}
 ASKING_MIX = {"single": 0.06, "pair": 0.22, "count": 0.17, "multi": 0.55}
 EDITING_MIX = {"single": 0.1, "pair": 0.3, "count": 0.15, "multi": 0.45}
 
@@ -117,7 +118,7 @@ class Batcher:
 
     def drawings(self, n: int) -> list[Drawing]:
         chosen = self.pool.choose(DRAWING_MIX, n, self.rng)
-        texts = self.encode([training_caption(f, self.pool.scenes[i], self.rng) for f, i in chosen])
+        texts = self.encode([training_caption(f, self.pool.scenes[i], self.rng, DRAWING_FORMS) for f, i in chosen])
         for text, chance in zip(texts, self.rng.random(n), strict=True):
             if chance < DROP_TEXT:
                 text.clear()
