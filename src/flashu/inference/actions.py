@@ -125,6 +125,7 @@ class Layout(Protocol):
     """Whether drawn samples can become images (an autoencoder is there)."""
     sees: bool
     edits: bool
+    """Whether a drawing may begin from images (`DrawRequest.images`)."""
     thinks: bool
     """Whether it can be asked to think in text before it draws or answers."""
     settings: frozenset[str]

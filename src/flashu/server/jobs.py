@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -96,6 +96,8 @@ class Job:
     seeds: Sequence[int] = ()
     stop: Sequence[str] = ()
     previews: int = 0
+    fields: Mapping[type[Exception], str] = field(default_factory=dict)
+    """Which field of the request an error of the model is about."""
     accepted: float = field(default_factory=time.perf_counter)
     waiting: list[Sample] = field(default_factory=list)
     left: int = 0

@@ -109,7 +109,10 @@ class Scheduler:
     @property
     def waiting(self) -> dict[Task, int]:
         """Samples that have not begun, by task."""
-        return {task: sum(job.left if not job.waiting else len(job.waiting) for job in q) for task, q in self._queue.items()}
+        return {
+            task: sum(len(job.waiting) if job.waiting else job.left for job in queue)
+            for task, queue in self._queue.items()
+        }
 
     # -- the thread --------------------------------------------------------------------------------------------
     def _work(self) -> None:
@@ -205,7 +208,7 @@ class Scheduler:
                 else:
                     runs = engine.runs_to_answer(job.requests, seed=job.seeds, **job.sampling)  # type: ignore[arg-type]
         except FlashUError as error:
-            self._give_up([job], ApiError(400, str(error)))
+            self._give_up([job], ApiError(400, str(error), job.fields.get(type(error))))
             return False
         except Exception:
             log.exception("a request could not be written")

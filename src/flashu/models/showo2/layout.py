@@ -42,6 +42,7 @@ class ShowO2Layout:
         self.model, self.processor = model, processor
         self.defaults = processor.defaults
         self.draws = self.sees = processor.vae is not None
+        self.edits = False
 
     # -- drawing -----------------------------------------------------------------------------------------------
     def draw(self, requests: Sequence[DrawRequest], recipe: Recipe) -> list[list[Action]]:
