@@ -63,7 +63,9 @@ def create_app(service: Service) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        return await refused(request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        return await refused(
+            request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        )
 
     @app.exception_handler(Gone)
     async def gone(request: Request, error: Gone) -> Response:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from flashu.plan.limits import LIMITS
 from flashu.server.errors import ApiError
@@ -17,19 +17,18 @@ TEXT = 100_000
 """Most characters of a text; the model's own limit, in tokens, is lower."""
 
 
-def writable(text: Any) -> Any:
+def writable(text: str) -> str:
     """A text that is Unicode; JSON may hold halves of surrogate pairs."""
-    if isinstance(text, str):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("must be valid Unicode") from error
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must be valid Unicode") from error
     return text
 
 
-Text = Annotated[str, BeforeValidator(writable), StringConstraints(max_length=TEXT)]
-FilledText = Annotated[str, BeforeValidator(writable), StringConstraints(min_length=1, max_length=TEXT)]
-Name = Annotated[str, BeforeValidator(writable), StringConstraints(min_length=1, max_length=200)]
+Text = Annotated[str, StringConstraints(max_length=TEXT), AfterValidator(writable)]
+FilledText = Annotated[str, StringConstraints(min_length=1, max_length=TEXT), AfterValidator(writable)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(writable)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="Seed of the first result; the others count up from it.")]
 Count = Annotated[int, Field(ge=1, le=10, description="How many results.")]
 Steps = Annotated[int, Field(ge=1, le=LIMITS["steps"].most, description="Forwards before the preset shortens them.")]
@@ -200,7 +199,8 @@ def first_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     param = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or part.isidentifier())
     if error["type"] == "extra_forbidden":
         return ApiError(400, f"{param}: {UNKNOWN}", param)
-    return ApiError(400, f"{param}: {message.replace('Input should', 'must').replace('Field required', 'missing')}", param)
+    sentence = re.sub("^(Input|String|List|Tuple) should", "must", message).replace("Field required", "missing")
+    return ApiError(400, f"{param}: {sentence}", param)
 
 
 def size_of(text: str | None) -> tuple[int | None, int | None]:
@@ -211,4 +211,3 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
     if found is None:
         raise ApiError(400, f'size: must be "WxH" in pixels or "auto", not {text!r}', "size")
     return int(found[1]), int(found[2])
-
