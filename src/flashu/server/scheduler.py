@@ -208,7 +208,8 @@ class Scheduler:
                 else:
                     runs = engine.runs_to_answer(job.requests, seed=job.seeds, **job.sampling)  # type: ignore[arg-type]
         except FlashUError as error:
-            self._give_up([job], ApiError(400, str(error), job.fields.get(type(error))))
+            field = job.fields.get(type(error))
+            self._give_up([job], ApiError(400, f"{field}: {error}" if field else str(error), field))
             return False
         except Exception:
             log.exception("a request could not be written")
