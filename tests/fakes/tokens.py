@@ -57,8 +57,12 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, context: AttentionContext, ffn: Mapping[str, FFNWeights] | None = None, tap: Any = None
     ) -> tuple[Tensor, KeyValue]:
-        q = rotate(split_heads(self.each(x, context, lambda e, y, _: e.q(e.norm1(y))), D // HEADS), context.rope)
         k, v = self.keys_values(x, context)
+        x = context.asked(x)
+        if context.query is not None:
+            context = context._replace(spans=tuple((e, 0, x.shape[1]) for e, _, _ in context.spans))
+        q = split_heads(self.each(x, context, lambda e, y, _: e.q(e.norm1(y))), D // HEADS)
+        q = rotate(q, context.asked_rope)
         for name, value in (("query", q), ("key", k), ("value", v)) if tap else ():
             tap(name, value)
         a = attend(q, k, v, context.mask)
@@ -66,9 +70,12 @@ class Layer(nn.Module):
 
         def feed(expert: Any, y: Tensor, span: Any) -> Tensor:
             watch = None if tap is None else lambda name, value: tap(name, value, span)
-            return y + expert.ffn(expert.norm2(y), (ffn or {}).get(span[0]), watch)
+            return expert.ffn(expert.norm2(y), (ffn or {}).get(span[0]), watch)
 
-        return self.each(x, context, feed), (k, v)
+        return x + context.gated(self.each(x, context, feed)), (k, v)
+
+    def normed(self, x: Tensor, spans: Any = ()) -> Tensor:
+        return self.each(x, AttentionContext(None, spans=spans), lambda e, y, _: e.norm1(y))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -111,6 +118,9 @@ class TokenModel(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.words
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
 
     def rope(self, position: Tensor) -> Any:
         return self.rotary(position)

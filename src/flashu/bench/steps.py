@@ -67,7 +67,7 @@ def kind_of(step: Step, plan: Plan, pruned: Pruned) -> StepKind:
     if reused and not probe:
         return StepKind(REUSE, guided=guided)
     name = REUSE_AND_PROBE if reused else step.kind
-    dropped = sum(route.ratio for route in layers.routes)
+    dropped = sum(route.ratio for route in layers.drops)
     return StepKind(name, len(layers.skip), pruned.get(layers.ffn, 0.0), dropped, probe, guided)
 
 

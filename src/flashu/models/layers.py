@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -40,13 +40,46 @@ class AttentionContext(NamedTuple):
     """What the tokens of one forward attend to in one layer.
 
     ``rope``: their rotary tables. ``mask``: bool (True = may attend) or additive [B or 1, 1, S, T], None = everything.
-    ``past``: earlier keys and values. ``spans``: which expert each token uses; () = the only one.
+    ``mask`` "causal": each sees itself and those before, without a past. ``past``: earlier keys and values. ``spans``:
+    which expert each token uses; () = the only one.
+
+    ``query`` [B, Q]: indices of the tokens whose output is wanted, None = all; the mask's rows are theirs, keys and
+    values are everyone's. ``gate`` [B, Q, 1]: what the FFN's output of each is multiplied by.
     """
 
     rope: Rope
-    mask: Tensor | None = None
+    mask: Tensor | Literal["causal"] | None = None
     past: Past | None = None
     spans: tuple[Span, ...] = ()
+    query: Tensor | None = None
+    gate: Tensor | None = None
+
+    def asked(self, x: Tensor) -> Tensor:
+        """x [B, S, ...] of the tokens whose output is wanted."""
+        return x if self.query is None else tokens_at(x, self.query)
+
+    @property
+    def asked_rope(self) -> Rope:
+        return self.rope if self.query is None else rope_at(self.rope, self.query)
+
+    def gated(self, y: Tensor) -> Tensor:
+        """The FFN's output y [B, Q, D], weighted."""
+        return y if self.gate is None else y * self.gate.to(y.dtype)
+
+
+def tokens_at(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, S, D] at index [B, K] -> [B, K, D]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def rope_at(rope: Rope, index: Tensor) -> Rope:
+    """Rotary tables of the tokens at index [B, K]."""
+    at = index[:, None, :, None]
+
+    def pick(table: Tensor) -> Tensor:
+        return table.expand(len(index), -1, -1, -1).gather(2, at.expand(-1, -1, -1, table.shape[-1]))
+
+    return pick(rope[0]), pick(rope[1])
 
 
 class RMSNorm(nn.Module):
@@ -109,12 +142,17 @@ def split_heads(x: Tensor, head_dim: int) -> Tensor:
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, grouped: bool = False) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Literal["causal"] | None, grouped: bool = False
+) -> Tensor:
     """Attention of q [B, H, S, d] to k, v [B, H_kv, T, d] -> [B, S, H*d].
 
-    ``mask`` is bool (True = may attend) or additive, broadcastable to [B, H, S, T]; None = everything is visible.
-    ``grouped``: each kv head serves H / H_kv consecutive query heads.
+    ``mask`` is bool (True = may attend) or additive, broadcastable to [B, H, S, T]; None = everything is visible;
+    "causal" = each query sees the keys up to its own. ``grouped``: each kv head serves H / H_kv consecutive query heads.
     """
+    if isinstance(mask, str):
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return y.transpose(1, 2).flatten(2)
     if grouped and q.shape[2] == 1:
         # The one query's heads that share keys are rows of one product: some kernels are slow at the same in heads.
         rows = q.view(len(q), k.shape[1], -1, q.shape[3])
@@ -165,10 +203,10 @@ class Attention(nn.Module):
         return appended(rotate(k, context.rope), v, context.past)
 
     def forward(self, x: Tensor, context: AttentionContext, tap: Tap | None = None) -> tuple[Tensor, KeyValue]:
-        q = split_heads(self.q_proj(x), self.head_dim)
+        q = split_heads(self.q_proj(context.asked(x)), self.head_dim)
         if self.q_norm is not None:
             q = self.q_norm(q)
-        q = rotate(q, context.rope)
+        q = rotate(q, context.asked_rope)
         k, v = self.keys_values(x, context)
         if tap is not None:
             tap("query", q)
@@ -197,9 +235,13 @@ class DecoderLayer(nn.Module):
         """x [B, S, D] -> its output and all keys and values, past and new. ``ffn``: weights by expert name, {} or None
         = its own."""
         attended, kv = self.self_attn(self.input_layernorm(x), context, tap)
-        x = x + attended
+        x = context.asked(x) + attended
         weights = next(iter(ffn.values())) if ffn else None
-        return x + self.mlp(self.post_attention_layernorm(x), weights, tap), kv
+        return x + context.gated(self.mlp(self.post_attention_layernorm(x), weights, tap)), kv
+
+    def normed(self, x: Tensor, spans: tuple[Span, ...] = ()) -> Tensor:
+        """x as the attention reads it, which is what a router reads."""
+        return self.input_layernorm(x)
 
     def keys_values(self, x: Tensor, context: AttentionContext) -> KeyValue:
         """What a skipped layer still adds to a cache: its keys and values of x."""

@@ -14,7 +14,8 @@ from flashu.plan import ModelSpec
 
 
 class Layer(Protocol):
-    """One decoder layer. ``ffn``: weights by expert, instead of its own."""
+    """One decoder layer. ``ffn``: weights by expert, instead of its own. It heeds ``context.query`` and
+    ``context.gate`` (`AttentionContext`); ``normed`` is x [B, S, D] after its first norm, which routers read."""
 
     def __call__(
         self,
@@ -25,6 +26,7 @@ class Layer(Protocol):
     ) -> tuple[Tensor, KeyValue]: ...
 
     def keys_values(self, x: Tensor, context: AttentionContext) -> KeyValue: ...
+    def normed(self, x: Tensor, spans: tuple[Span, ...] = ()) -> Tensor: ...
 
 
 class Head(Protocol):
@@ -109,6 +111,9 @@ class UnifiedModel(Protocol):
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of text tokens, which is looked up and never multiplied."""
+
+    def get_output_embeddings(self) -> nn.Module:
+        """What gives the logits over the whole vocabulary of normed hidden states."""
 
     def rope(self, position: Tensor) -> Rope: ...
     def norm(self, x: Tensor, spans: tuple[Span, ...] = ()) -> Tensor: ...

@@ -149,7 +149,7 @@ def answering(sizes: Sizes, recipe: Recipe, image_tokens: int, question_tokens: 
         flops = spec.logits.flops(1) + (spec.image.flops(image_tokens, image_tokens) if first else 0)
         new, past = tokens, held[-1]
         for i in range(spec.layers):
-            new -= sum(int(image_tokens * route.ratio) for route in plan.layers.routes if route.layer == i)
+            new -= sum(int(image_tokens * route.ratio) for route in plan.layers.drops if route.layer == i)
             flops += cost.layer(spec, plan.layers, i, new, held[i] + new, widths, keep=True)
             held[i] += new
         neurons = cost.ffn_width(spec, plan, widths)

@@ -5,6 +5,7 @@ Methods fold into a `Plan` before each forward; the decoder gets its `LayerPlan`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -20,6 +21,12 @@ Probe = Literal["off", "tokens", "last", "normed"]
 Side = Literal["largest", "smallest"]
 Score = Literal["value_norm", "key_norm", "attention", "random", "duplication"]
 """What visual tokens are pruned by; see `runtime.scores`."""
+Gate = Literal["none", "ffn", "block"]
+"""What the router's weight of a token multiplies in a layer that some tokens bypass: nothing, the FFN's output, or all
+that the layer adds."""
+GateScale = Literal["p", "2p", "tanh"]
+"""That weight: the router's probability p of the token (about 0.5 before training), twice that, or
+1 + 0.2 tanh(logit_1 - logit_0), which starts at 1."""
 SOLVERS = ("euler", "adams", "heun", "unipc")
 """How velocities become latents; see `inference.samplers.solvers`."""
 FULL = "full"
@@ -46,25 +53,52 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """From layer ``layer`` on, drop the share ``ratio`` of the visual tokens, those with the largest or smallest score.
+    """Which tokens a layer does not compute.
 
-    The score is taken in the layer before, so the first ``layer`` layers see every token. ``seed``: of a random one.
+    ``mode`` "drop": from layer ``layer`` on, drop the share ``ratio`` of the visual tokens, those with the largest or
+    smallest score. The score is taken in the layer before, so the first ``layer`` layers see every token. ``seed``: of
+    a random one.
+
+    "bypass": layer ``layer`` alone computes the best ceil(``keep`` x tokens of the row so far) tokens by the router
+    named ``router`` (None: random ones); the others pass it unchanged and leave it no keys and values. ``force``:
+    tokens that come first whatever their router says, "text" = those that are not the image's. A single token that
+    comes next runs if its probability is at least ``threshold`` (None: always). ``gate``, ``scale``: what the router's
+    weight multiplies, and how large it is.
     """
 
     layer: int
-    ratio: float
+    ratio: float = 0.0
     score: Score = "value_norm"
     side: Side = "largest"
     seed: int = 0
+    mode: Literal["drop", "bypass"] = "drop"
+    keep: float = 1.0
+    router: str | None = None
+    force: Literal["none", "text"] = "none"
+    threshold: float | None = 0.5
+    gate: Gate = "ffn"
+    scale: GateScale = "p"
+
+    def count(self, length: int) -> int:
+        """Tokens of a row of ``length`` that the layer of a bypass computes."""
+        return min(length, math.ceil(self.keep * length))
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """What the decoder computes: layers left out, which FFN weights, where tokens are dropped."""
+    """What the decoder computes: layers left out, which FFN weights, where tokens are dropped or bypass a layer."""
 
     skip: frozenset[int] = frozenset()
     ffn: str = FULL
     routes: tuple[Route, ...] = ()
+
+    @property
+    def drops(self) -> tuple[Route, ...]:
+        return tuple(route for route in self.routes if route.mode == "drop")
+
+    @property
+    def bypasses(self) -> tuple[Route, ...]:
+        return tuple(route for route in self.routes if route.mode == "bypass")
 
 
 @dataclass(frozen=True)

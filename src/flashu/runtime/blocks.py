@@ -57,7 +57,7 @@ class Blocks:
         prepared = self._prepare(group)
         x = self._embedded([content for (content,) in contents])
         condition = self._condition(first, contents, x.shape[1])
-        if first.plan.probe != "off" or self.graphs is None:
+        if first.plan.probe != "off" or self.graphs is None or first.plan.layers.bypasses:
             features, similarity = self._features(first, prepared, x, condition)
         else:
             key = (first.signature, prepared.skips.all, *prepared.skips.running)
@@ -159,7 +159,7 @@ class Blocks:
         """The layer plan that the contexts of a block are computed under; None: whatever they were computed under."""
         if plan.context is not None:
             return plan.context
-        return replace(plan.layers, routes=()) if self.model.spec.context == "same" else None
+        return replace(plan.layers, routes=plan.layers.bypasses) if self.model.spec.context == "same" else None
 
 
 def _segment(row: Row) -> Segment:

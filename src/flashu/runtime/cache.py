@@ -10,6 +10,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
+from flashu.errors import FlashUError
 from flashu.models.layers import AttentionContext, Rope, Slot, Span
 from flashu.models.protocol import UnifiedModel
 from flashu.runtime.context import KV, BlockRow, Context, stacked
@@ -42,6 +43,15 @@ class _Space:
         at, mask = self.window(1)
         self.at.copy_(at)
         self.mask.copy_(mask)
+
+    def entered(self, ran: Tensor) -> tuple[Tensor, Tensor]:
+        """As `window` for the next tokens, of which only those that ``ran`` [B, S] stay here: the others go to the last
+        column, which no row reaches."""
+        count = self.length[: len(ran), None] + ran.long().cumsum(1)
+        at = torch.where(ran, count - 1, self.columns[-1])
+        hidden = (self.columns >= count[..., None]) & (self.columns != at[..., None])
+        mask = torch.zeros(hidden.shape, dtype=self.mask.dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+        return at, mask[:, None]
 
     def advance(self, step: int | Tensor = 1) -> None:
         """One token more in every row, or ``step`` [rows] of 0 or 1."""
@@ -98,6 +108,7 @@ class KVBlock:
         """How far a token moves each row."""
         self.spaces = [_Space(self.rows, c, model.dtype, model.device) for c in self.shape.capacities]
         self.space_of = [self.spaces[n] for n in self.shape.space_of]
+        self._entered: dict[int, Tensor] = {}
         # Zeros: what nothing sees yet is multiplied by nought all the same.
         self.storage = [
             tuple(x.new_zeros(*x.shape[:2], self.shape.capacities[n], x.shape[3]) for x in kv)
@@ -115,6 +126,8 @@ class KVBlock:
         self._fill(stacked(rows), positions, more)
 
     def _fill(self, whole: KV, positions: Sequence[int], more: int) -> None:
+        self.bypassed = False
+        """Whether tokens have bypassed a layer."""
         self.more = more + 1  # so that it may advance past the last
         self.taken = 0
         """Tokens written since."""
@@ -188,11 +201,25 @@ class KVBlock:
             self._single[spans, n] = found  # their tensors change in place
         return found
 
+    def entered(self, layer: int, context: AttentionContext, ran: Tensor) -> AttentionContext:
+        """What the next tokens [B, S] attend to in a layer that only those that ``ran`` stay in."""
+        space = self.space_of[layer]
+        if sum(other is space for other in self.space_of) > 1:
+            raise ValueError(f"layer {layer} shares its tokens with others: it was not bypassed so far")
+        at, mask = space.entered(ran)
+        self._entered[id(space)] = ran.sum(1)
+        assert isinstance(context.past, Slot)
+        return context._replace(mask=mask, past=context.past._replace(at=at))
+
     def advance(self, tokens: int = 1) -> None:
         """The next ``tokens`` of every row now stand in every layer: on the device alone; ``taken`` is the caller's."""
         self.position += tokens * self._step
         for space in self.spaces:
-            if tokens == 1:
+            if (entered := self._entered.pop(id(space), None)) is not None:
+                n = len(entered)
+                space.length[:n] += entered * (self._step if isinstance(self._step, int) else self._step[:n])
+                self.bypassed = True
+            elif tokens == 1:
                 space.advance(self._step)
             else:
                 space.length += tokens * self._step
@@ -206,6 +233,8 @@ class KVBlock:
 
     def truncate(self, before: Reserved, accepted: Sequence[int]) -> None:
         """Take back all but the first ``accepted`` tokens of each row of those that were written since `reserve`."""
+        if self.bypassed:
+            raise FlashUError("tokens that bypass layers cannot be taken back: no drafts for a routed model")
         kept = torch.tensor(accepted, device=self.position.device)
         self.taken = before.taken + max(accepted)
         self.position.copy_(before.position + kept)

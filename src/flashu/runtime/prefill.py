@@ -28,7 +28,8 @@ class Prefills:
     def fill(self, contexts: Sequence[Context], under: LayerPlan | None, head: bool) -> None:
         """Compute what is pending in contexts before a block."""
         plan = Plan(under or LayerPlan())
-        self._share(contexts, under, plan, head=head)
+        if not plan.layers.bypasses:  # which tokens run a layer depends on the whole row
+            self._share(contexts, under, plan, head=head)
         for waiting in _batches(contexts, under):
             self._walk(waiting, under, plan, head=head)
 
@@ -48,7 +49,8 @@ class Prefills:
     def _alike(self, group: list[StepRequest]) -> list[Output]:
         plan = group[0].plan
         contexts = [row.context for request in group for row in request.rows]
-        later = any(route.score in NEED_QUERY for route in plan.layers.routes)  # judges images by the text after them
+        # Judges images by the text after them, or tokens by the whole row.
+        later = any(route.score in NEED_QUERY for route in plan.layers.drops) or bool(plan.layers.bypasses)
         shared = [0] * len(group)
         if not later and plan.probe in ("off", "last"):
             counts = self._share(contexts, None, plan, leave=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -11,14 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashu.models.ffn import FFNWeights, Tap
-from flashu.models.layers import AttentionContext, KeyValue, Past, Rope, Slot, Span
+from flashu.models.layers import AttentionContext, KeyValue, Past, Slot, Span, tokens_at
 from flashu.models.protocol import UnifiedModel
+from flashu.errors import FlashUError
 from flashu.plan import FULL, LayerPlan, Probe
+from flashu.runtime import routing
 from flashu.runtime.cache import KVBlock
 from flashu.runtime.compile import SEGMENTS, LayerCalls, hooked, run_layer, run_segment
 from flashu.runtime.context import KV
 from flashu.runtime.layout import TokenLayout, visible
+from flashu.runtime.routing import Routed, Rows
 from flashu.runtime.scores import NEED_QUERY, Inner, dropped
+from flashu.runtime.view import View
 
 Observer: TypeAlias = Callable[[int, str, str, Tensor, TokenLayout], None]
 """Called as observer(layer, expert, name, value, layout) with inner values; for calibration and analysis.
@@ -28,24 +32,16 @@ Bank: TypeAlias = Mapping[tuple[int, str], FFNWeights]
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """What the tokens of a forward attend to in the first layer: rotary tables (of the decoder and of the head's
-    blocks) and mask, on the device. It can be kept while the same tokens look at the same past."""
-
-    rope: Rope
-    mask: Tensor | None
-    head_rope: Rope | None = None
-
-
-@dataclass(frozen=True, eq=False)
 class DecoderOutput:
     """One walk through the decoder. ``hidden`` [B, S', D] is after the final norm; ``kv``: past and new keys and
-    values, if kept; ``similarity`` [B, layers] of each layer's input and output, if probed."""
+    values, if kept; ``similarity`` [B, layers] of each layer's input and output, if probed; ``routed``: what happened
+    in each layer that tokens could bypass."""
 
     hidden: Tensor
     layout: TokenLayout
     kv: KV | None = None
     similarity: Tensor | None = None
+    routed: tuple[Routed, ...] = ()
 
 
 @dataclass
@@ -65,7 +61,8 @@ class Skips:
 
 
 class Runner:
-    """Runs a model's layers. ``banks``: pruned FFN weights, by the name a plan calls them."""
+    """Runs a model's layers. ``banks``: pruned FFN weights, ``routers``: weights [2, D] of routers, both by the names a
+    plan calls them."""
 
     def __init__(
         self,
@@ -73,8 +70,10 @@ class Runner:
         banks: Mapping[str, Bank] | None = None,
         calls: LayerCalls | None = None,
         observer: Observer | None = None,
+        routers: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model = model
+        self.routers = routers or {}
         self.calls = calls or LayerCalls()
         self.observer = observer
         self._layers = list(model.layers)
@@ -108,23 +107,30 @@ class Runner:
         probe: Probe = "off",
         keep: bool = False,
         skips: Skips | None = None,
-        read: Literal["all", "last"] = "all",
+        read: Literal["all", "last"] | Tensor = "all",
+        rows: Rows | None = None,
     ) -> DecoderOutput:
         """Embedded tokens x [B, S, D] through the layers.
 
         ``past``: keys and values of earlier tokens. ``keep``: return them with the new ones; a skipped layer then still
         adds its own. ``probe``: measure each layer's input-output similarity (all layers must run). ``skips``: where
-        rows skip different layers. ``read``: every token's hidden state, or the last valid one's of each row.
+        rows skip different layers. ``read``: every token's hidden state, the last valid one's of each row, or those at
+        indices [B, Q], which are then all that the last layer computes, besides keys and values. ``rows``: what routing
+        asks of the rows.
         """
         model, ffns = self.model, self._ffns[plan.ffn]
         skips = skips or Skips(plan.skip)
         kept: list[KeyValue] = []
         kept_of: list[TokenLayout] = []
         similarity: list[Tensor] = []
-        tapped: dict[str, Tensor] | None = {} if any(r.score in NEED_QUERY for r in plan.routes) else None
+        tapped: dict[str, Tensor] | None = {} if any(r.score in NEED_QUERY for r in plan.drops) else None
         seen: tuple[TokenLayout, TokenLayout | None] | None = None
+        bypasses = {route.layer: route for route in plan.bypasses}
+        routed: list[Routed] = []
+        narrowed = False
+        """Whether x holds the tokens that are read alone."""
         for i, layer in enumerate(self._layers):
-            for route in plan.routes:
+            for route in plan.drops:
                 if route.layer != i:
                     continue
                 index = dropped(_inner(layout, kept[-1], x, tapped), route)
@@ -141,6 +147,23 @@ class Runner:
                     kept.append(layer.keys_values(x, context))
                     kept_of.append(layout)
                 continue
+            if i in bypasses:
+                if i in skips.running or probe != "off" or tapped is not None:
+                    raise FlashUError(f"layer {i} is bypassed by a router: it is not probed, nor skipped by some rows")
+                asked = read if isinstance(read, Tensor) and i == len(self._layers) - 1 else None
+                done = routing.choose(bypasses[i], self.routers, layer.normed(x, layout.spans), layout, held, rows)
+                own = done.context(context, view, 0 if held is None else held.shape[1], asked)
+                taken = done.taken(x)
+                y, kv = self._run(i, taken, own, ffns[i], None, False)
+                x = done.merged(x, own.asked(taken), y, asked)
+                routed.append(done)
+                narrowed = asked is not None
+                if keep:
+                    kept.append(kv)
+                    kept_of.append(layout.gather(done.index.cpu()))
+                continue
+            if isinstance(read, Tensor) and i == len(self._layers) - 1 and probe == "off":
+                context, narrowed = routing.asking(context, read), True
             if self.observer is None and tapped is None:
                 y, kv = self._run(i, x, context, ffns[i], skips.running.get(i), keep)
             else:
@@ -150,15 +173,22 @@ class Runner:
             if probe != "off":
                 final = probe == "normed" and i == len(self._layers) - 1
                 similarity.append(cosine(x, model.norm(y, layout.spans) if final else y, layout, probe))
-            if keep or plan.routes:
+            if keep or plan.drops:
                 kept.append(kv)
                 kept_of.append(layout)
             x = y
-        if read == "last":
+        if isinstance(read, Tensor):
+            x = x if narrowed else tokens_at(x, read)
+            spans: tuple[Span, ...] = ((layout.spans[0][0], 0, x.shape[1]),) if layout.spans else ()
+        elif read == "last":
             x = x.gather(1, layout.last.to(x.device)[:, None, None].expand(-1, 1, x.shape[-1]))
-        hidden = model.norm(x, layout.spans if read == "all" else _last_span(layout))
+            spans = _last_span(layout)
+        else:
+            spans = layout.spans
+        hidden = model.norm(x, spans)
         grown = KV(kept, _joined(past, kept_of)) if keep else None
-        return DecoderOutput(hidden, layout, grown, torch.stack(similarity, dim=1) if similarity else None)
+        probed = torch.stack(similarity, dim=1) if similarity else None
+        return DecoderOutput(hidden, layout, grown, probed, tuple(routed))
 
     def _run(
         self,
@@ -188,19 +218,30 @@ class Runner:
         spans: tuple[Span, ...] = (),
     ) -> tuple[Tensor, Tensor | None]:
         """The next tokens of every row of a block, x [B, S, D]: (normed hidden, similarity). Their keys and values go
-        into the block, which is not advanced. A row that skips a layer still adds its keys and values there."""
+        into the block, which is not advanced. A row that skips a layer still adds its keys and values there; a token that
+        bypasses one adds none."""
         contexts = block.contexts(x.shape[1], spans)
         ffns = self._ffns[plan.ffn]
         similarity: list[Tensor] = []
         every = range(len(self._layers))
+        bypasses = {route.layer: route for route in plan.bypasses}
         start = 0
         while start < len(every):
             if start in skips.all:
                 self._layers[start].keys_values(x, contexts[start])
                 start += 1
                 continue
+            if start in bypasses:
+                if start in skips.running or probe != "off":
+                    raise FlashUError(f"layer {start} is bypassed by a router: it is not probed, nor skipped by some rows")
+                route = bypasses[start]
+                done = routing.admitted(route, self.routers, self._layers[start].normed(x, spans), spans)
+                own = block.entered(start, contexts[start], done.ran)._replace(gate=done.ffn_gate)
+                y, _ = self._run(start, x, own, ffns[start], None, False)
+                x, start = done.merged(x, y), start + 1
+                continue
             plain = probe == "off" and self.observer is None
-            stop = start + (self._together(start, skips) if plain else 1)
+            stop = start + (self._together(start, skips, bypasses) if plain else 1)
             part = slice(start, stop)
             if plain:
                 call = run_segment if id(self._layers[start]) in self._eager else self.calls.segment
@@ -222,12 +263,13 @@ class Runner:
             x, start = y, stop
         return self.model.norm(x, spans), torch.stack(similarity, dim=1) if similarity else None
 
-    def _together(self, start: int, skips: Skips) -> int:
+    def _together(self, start: int, skips: Skips, bypasses: Container[int]) -> int:
         """How many layers from ``start`` on are called as one: those that every row runs, none of them hooked."""
         for size in SEGMENTS:
             ahead = range(start, start + size)
             if ahead.stop <= len(self._layers) and not any(
-                i in skips.all or i in skips.running or id(self._layers[i]) in self._eager for i in ahead
+                i in skips.all or i in skips.running or i in bypasses or id(self._layers[i]) in self._eager
+                for i in ahead
             ):
                 return size
         return 1

@@ -101,6 +101,9 @@ class Emu3(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.embed_tokens
 
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
     def rope(self, position: Tensor) -> Rope:
         return self.decoder.rotary_emb(position)
 

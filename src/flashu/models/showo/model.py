@@ -46,7 +46,8 @@ class Attention(nn.Module):
         return appended(k, split_heads(self.v_proj(x), self.head_dim), context.past)
 
     def forward(self, x: Tensor, context: AttentionContext, tap: Tap | None = None) -> tuple[Tensor, KeyValue]:
-        q = self._rotated(self.q_layernorm(split_heads(self.q_proj(x), self.head_dim)), context.rope)
+        asked = self.q_layernorm(split_heads(self.q_proj(context.asked(x)), self.head_dim))
+        q = self._rotated(asked, context.asked_rope)
         k, v = self.keys_values(x, context)
         if tap is not None:
             tap("query", q)
@@ -79,7 +80,11 @@ class Layer(nn.Module):
         normed = self.input_layernorm(x)
         attended, kv = self.self_attn(normed, context, tap)
         weights = next(iter(ffn.values())) if ffn else None
-        return attended + self.mlp(normed, weights, tap) + x, kv
+        return attended + context.gated(self.mlp(context.asked(normed), weights, tap)) + context.asked(x), kv
+
+    def normed(self, x: Tensor, spans: tuple[Span, ...] = ()) -> Tensor:
+        """See `models.protocol.Layer`."""
+        return self.input_layernorm(x)
 
     def keys_values(self, x: Tensor, context: AttentionContext) -> KeyValue:
         return self.self_attn.keys_values(self.input_layernorm(x), context)
@@ -165,6 +170,9 @@ class ShowO(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.showo.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.showo.lm_head
 
     def rope(self, position: Tensor) -> Rope:
         return self.showo.model.rotary_emb(position)

@@ -128,6 +128,9 @@ class ShowO2(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.showo.model.embed_tokens
 
+    def get_output_embeddings(self) -> nn.Module:
+        return self.showo.lm_head
+
     def rope(self, position: Tensor) -> Rope:
         return self.showo.model.rotary_emb(position)
 
