@@ -17,6 +17,7 @@ from flashu.plan.methods import (
     TaylorCache,
     TokenPrune,
     UnconditionalReuse,
+    UniMoD,
 )
 
 GENERATION: dict[str, Method] = {
@@ -37,6 +38,7 @@ BASELINES: tuple[Method, ...] = (
     TaylorCache("generation", 3, 2, 0.2),
     ChangeCache("generation", 0.2, 0.2),
 )
+TRAINED: tuple[Method, ...] = (UniMoD("understanding", ((3, 0.5), (5, 0.8))),)
 
 
 def subsets(methods: dict[str, Method]) -> dict[str, Recipe]:

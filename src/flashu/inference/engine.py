@@ -67,8 +67,8 @@ class Engine:
     compile the layers (first calls are slow). ``graphs``: capture forwards as CUDA graphs and replay them.
     ``in_place``: FFN pruning takes no memory, because the model's own FFN neurons are put in an order in which what a
     task keeps is one slice; engines that share the model then compute as before up to rounding, but none can prune it
-    in place by other masks (`FlashUError`) until `release`. Raises `RecipeError` when the model lacks what the recipe
-    works on.
+    in place by other masks (`FlashUError`) until `release`. ``routers``: weights [2, D] of the routers that the recipe
+    names (`flashu.training.mod.Routers.weights`). Raises `RecipeError` when the model lacks what the recipe works on.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Engine:
         compile: bool = False,
         graphs: bool = False,
         in_place: bool = False,
+        routers: Mapping[str, Tensor] | None = None,
     ) -> None:
         if (compile or graphs) and offloaded(model):
             raise FlashUError("an offloaded model is neither compiled nor captured: load it without offload")
@@ -90,7 +91,9 @@ class Engine:
             raise FlashUError(f"CUDA graphs need a model on a CUDA device, not on {model.device}: leave graphs out")
         self._hold(model, processor)
         calls, pool = LayerCalls(compile, model.device), GraphPool() if graphs else None
-        self.prepared = PreparedRecipe(recipe_for(model, recipe), calibration, calls, pool, in_place=in_place)
+        self.prepared = PreparedRecipe(
+            recipe_for(model, recipe), calibration, calls, pool, in_place=in_place, routers=routers
+        )
         self.recipe.check(model.spec)
 
     def _hold(self, model: UnifiedModel, processor: Any) -> None:
@@ -120,6 +123,7 @@ class Engine:
             # Graphs read one recipe's banks: each has its own.
             None if known.graphs is None else GraphPool(known.graphs.capture),
             in_place=known.in_place,
+            routers=known.routers,
         )
         return self.of(self.model, self.processor, prepared)
 

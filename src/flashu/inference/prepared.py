@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,8 +45,10 @@ class PreparedRecipe:
         graphs: GraphPool | None = None,
         *,
         in_place: bool = False,
+        routers: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.recipe, self.calibration = recipe, calibration
+        self.routers = routers
         self.calls, self.graphs = calls, graphs
         self.in_place = in_place
         self.banks: dict[str, Bank] = {}
@@ -58,7 +60,7 @@ class PreparedRecipe:
         self._lock = threading.RLock()
 
     def runner(self, model: UnifiedModel) -> Runner:
-        return Runner(model, {**self.banks, **sliced(model, self._slices)}, self.calls)
+        return Runner(model, {**self.banks, **sliced(model, self._slices)}, self.calls, routers=self.routers)
 
     def prepare(self, model: UnifiedModel, layout: Layout | None, task: Task, prompt: str | None = None) -> None:
         """Gather the calibration that the recipe lacks for a task (generation: on ``prompt``), build its FFN banks,

@@ -142,9 +142,7 @@ def split_heads(x: Tensor, head_dim: int) -> Tensor:
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Literal["causal"] | None, grouped: bool = False
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Literal["causal"] | None, grouped: bool = False) -> Tensor:
     """Attention of q [B, H, S, d] to k, v [B, H_kv, T, d] -> [B, S, H*d].
 
     ``mask`` is bool (True = may attend) or additive, broadcastable to [B, H, S, T]; None = everything is visible;

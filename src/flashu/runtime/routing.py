@@ -47,11 +47,13 @@ class Routed:
         marks = torch.zeros(len(self.p), self.p.shape[1] + 1, dtype=torch.bool, device=self.p.device)
         return marks.scatter(1, self._spare, True)[:, :-1]
 
-    def auxiliary(self) -> Tensor:
-        """Cross-entropy of telling whether a token is among those computed, mean over the real ones."""
+    def auxiliary(self) -> tuple[Tensor, int]:
+        """Cross-entropy of telling whether a token is among those computed: its sum over the real ones, and how many
+        they are."""
         if self.logits is None:
-            return self.p.new_zeros(())
-        return F.cross_entropy(self.logits[self.valid], self.chosen[self.valid].long())
+            return self.p.new_zeros(()), 0
+        known = self.logits[self.valid]
+        return F.cross_entropy(known, self.chosen[self.valid].long(), reduction="sum"), len(known)
 
     @property
     def gate(self) -> Tensor | None:
@@ -129,13 +131,15 @@ class Admitted:
 
 
 def admitted(route: Route, routers: Mapping[str, Tensor], normed: Tensor, spans: Sequence[Span]) -> Admitted:
-    """Which tokens [B, S, D] that come one by one run a layer: those that a router finds worth it, and forced ones,
-    which are text; without a threshold all."""
+    """Which tokens [B, S, D] that come one by one run a layer: those that a router finds worth it; without a threshold
+    all."""
     if len(spans) > 1:
         raise FlashUError("tokens of several experts cannot be routed: route those of one expert")
     logits, p = judged(route, routers, normed)
-    every = route.threshold is None or logits is None or route.force == "text"
-    return Admitted(route, logits, p, torch.ones_like(p, dtype=torch.bool) if every else p >= route.threshold)
+    if route.threshold is None:
+        return Admitted(route, logits, p, torch.ones_like(p, dtype=torch.bool))
+    # Random routing has no threshold of its own: it keeps its share.
+    return Admitted(route, logits, p, p >= (1 - route.keep if logits is None else route.threshold))
 
 
 def choose(

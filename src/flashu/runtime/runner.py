@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flashu.errors import FlashUError
 from flashu.models.ffn import FFNWeights, Tap
 from flashu.models.layers import AttentionContext, KeyValue, Past, Slot, Span, tokens_at
 from flashu.models.protocol import UnifiedModel
-from flashu.errors import FlashUError
 from flashu.plan import FULL, LayerPlan, Probe
 from flashu.runtime import routing
 from flashu.runtime.cache import KVBlock
@@ -233,7 +233,9 @@ class Runner:
                 continue
             if start in bypasses:
                 if start in skips.running or probe != "off":
-                    raise FlashUError(f"layer {start} is bypassed by a router: it is not probed, nor skipped by some rows")
+                    raise FlashUError(
+                        f"layer {start} is bypassed by a router: it is not probed, nor skipped by some rows"
+                    )
                 route = bypasses[start]
                 done = routing.admitted(route, self.routers, self._layers[start].normed(x, spans), spans)
                 own = block.entered(start, contexts[start], done.ran)._replace(gate=done.ffn_gate)

@@ -16,7 +16,7 @@ from flashu.plan.methods.layer_skip import most_similar
 from flashu.plan.recipe import Recipe
 from flashu.runtime.layout import TokenLayout
 from flashu.runtime.runner import Runner
-from tests.recipes import BASELINES, GENERATION, UNDERSTANDING, subsets
+from tests.recipes import BASELINES, GENERATION, TRAINED, UNDERSTANDING, subsets
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_clashing_writes_are_refused() -> None:
 
 
 def test_every_method_is_in_the_list_and_documented() -> None:
-    assert {m.name for m in (*GENERATION.values(), *UNDERSTANDING.values(), *BASELINES)} == set(METHODS)
+    assert {m.name for m in (*GENERATION.values(), *UNDERSTANDING.values(), *BASELINES, *TRAINED)} == set(METHODS)
     for method in METHODS.values():
         assert method.__doc__
         assert method.writes

@@ -11,17 +11,21 @@ from flashu.plan.methods.layer_skip import LayerSkip
 from flashu.plan.methods.taylor_cache import TaylorCache
 from flashu.plan.methods.token_prune import TokenPrune
 from flashu.plan.methods.unconditional_reuse import UnconditionalReuse
+from flashu.plan.methods.unimod import UniMoD
 
 FLASHU: tuple[type[Method], ...] = (FFNPrune, LayerSkip, AdaptiveGuidance, HeadCache, TokenPrune)
 """FlashU's."""
 BASELINES: tuple[type[Method], ...] = (FewerSteps, GuidanceInterval, UnconditionalReuse, TaylorCache, ChangeCache)
 """What FlashU is compared with."""
-METHODS: dict[str, type[Method]] = {m.name: m for m in (*FLASHU, *BASELINES)}
+TRAINED: tuple[type[Method], ...] = (UniMoD,)
+"""What a model is trained for."""
+METHODS: dict[str, type[Method]] = {m.name: m for m in (*FLASHU, *BASELINES, *TRAINED)}
 
 __all__ = [
     "BASELINES",
     "FLASHU",
     "METHODS",
+    "TRAINED",
     "AdaptiveGuidance",
     "ChangeCache",
     "FFNPrune",
@@ -33,4 +37,5 @@ __all__ = [
     "TaylorCache",
     "TokenPrune",
     "UnconditionalReuse",
+    "UniMoD",
 ]
