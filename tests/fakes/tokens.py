@@ -59,8 +59,7 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         k, v = self.keys_values(x, context)
         x = context.asked(x)
-        if context.query is not None:
-            context = context._replace(spans=tuple((e, 0, x.shape[1]) for e, _, _ in context.spans))
+        context = context._replace(spans=context.asked_spans)
         q = split_heads(self.each(x, context, lambda e, y, _: e.q(e.norm1(y))), D // HEADS)
         q = rotate(q, context.asked_rope)
         for name, value in (("query", q), ("key", k), ("value", v)) if tap else ():

@@ -19,10 +19,10 @@ class TaskRows:
     """B rows of S tokens of one task.
 
     ``tokens``: ids [B, S], or embedded [B, S, D]. ``position`` [B, S]: rotary. ``mask``: "causal", or bool
-    [B, 1, S, S], True = may attend. ``valid`` bool [B, S]: False for padding. ``targets`` [B, S]: the id to be predicted
-    by the output at each token, -100 = none. ``weight``: of the mean loss of its targets in the total. ``codes``: range
-    of the vocabulary that the targets are among (None = all of it). ``visual`` bool [B, S]: tokens of an image.
-    ``lengths``: tokens that a share to keep is of, by row; None = the real ones.
+    [B, 1, S, S], True = may attend. ``valid`` bool [B, S]: False for padding. ``targets`` [B, S]: the id that the
+    output at each token is to predict, -100 = none. ``weight``: of the mean loss of its targets in the total.
+    ``codes``: range of the vocabulary that the targets are among (None = all of it). ``visual`` bool [B, S]: tokens of
+    an image. ``lengths``: tokens that a share to keep is of, by row; None = the real ones.
     """
 
     task: str

@@ -62,6 +62,11 @@ class AttentionContext(NamedTuple):
     def asked_rope(self) -> Rope:
         return self.rope if self.query is None else rope_at(self.rope, self.query)
 
+    @property
+    def asked_spans(self) -> tuple[Span, ...]:
+        """Spans of the tokens whose output is wanted; some of the tokens are picked where there is one expert only."""
+        return self.spans if self.query is None else tuple((e, 0, self.query.shape[1]) for e, _, _ in self.spans)
+
     def gated(self, y: Tensor) -> Tensor:
         """The FFN's output y [B, Q, D], weighted."""
         return y if self.gate is None else y * self.gate.to(y.dtype)
@@ -146,7 +151,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Literal["causal"] | N
     """Attention of q [B, H, S, d] to k, v [B, H_kv, T, d] -> [B, S, H*d].
 
     ``mask`` is bool (True = may attend) or additive, broadcastable to [B, H, S, T]; None = everything is visible;
-    "causal" = each query sees the keys up to its own. ``grouped``: each kv head serves H / H_kv consecutive query heads.
+    "causal" = each query sees the keys up to its own. ``grouped``: each kv head serves H / H_kv consecutive query
+    heads.
     """
     if isinstance(mask, str):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)

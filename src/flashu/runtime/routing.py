@@ -185,7 +185,9 @@ def counts(route: Route, layout: TokenLayout, held: TokenLayout | None, rows: Ro
     """Tokens to compute of each row: its share of all so far, less those that were computed of the past; at least
     one."""
     if rows.lengths is not None:
-        return [max(1, min(layout.shape[1], route.count(length))) for length in rows.lengths]
+        # Padding would come last, and nothing sees it.
+        given = zip(layout.lengths, rows.lengths, strict=True)
+        return [max(1, min(own, route.count(length))) for own, length in given]
     so_far = (layout.order.masked_fill(~layout.valid, -1).amax(1) + 1).tolist()
     before = [0] * len(so_far) if held is None else held.lengths
     pairs = zip(layout.lengths, so_far, before, strict=True)

@@ -149,7 +149,7 @@ class Runner:
                 continue
             if i in bypasses:
                 if i in skips.running or probe != "off" or tapped is not None:
-                    raise FlashUError(f"layer {i} is bypassed by a router: it is not probed, nor skipped by some rows")
+                    raise FlashUError(f"layer {i} has a router: it is not probed, nor skipped by some rows")
                 asked = read if isinstance(read, Tensor) and i == len(self._layers) - 1 else None
                 done = routing.choose(bypasses[i], self.routers, layer.normed(x, layout.spans), layout, held, rows)
                 own = done.context(context, view, 0 if held is None else held.shape[1], asked)
@@ -218,8 +218,8 @@ class Runner:
         spans: tuple[Span, ...] = (),
     ) -> tuple[Tensor, Tensor | None]:
         """The next tokens of every row of a block, x [B, S, D]: (normed hidden, similarity). Their keys and values go
-        into the block, which is not advanced. A row that skips a layer still adds its keys and values there; a token that
-        bypasses one adds none."""
+        into the block, which is not advanced. A row that skips a layer still adds its keys and values there; a token
+        that bypasses one adds none."""
         contexts = block.contexts(x.shape[1], spans)
         ffns = self._ffns[plan.ffn]
         similarity: list[Tensor] = []

@@ -59,8 +59,8 @@ class Savings:
 
 @dataclass
 class Losses:
-    """``tasks``: mean cross-entropy of each task's targets; ``weighted``: their weighted sum; ``auxiliary``: that of the
-    routers by (task, layer), mean over the task's real tokens; ``routed``: what happened in routed layers, by task;
+    """``tasks``: mean cross-entropy of each task's targets; ``weighted``: their weighted sum; ``auxiliary``: that of
+    the routers by (task, layer), mean over the task's real tokens; ``routed``: what happened in routed layers, by task;
     ``logits`` by task [B, S, V], where they were asked for."""
 
     tasks: dict[str, Tensor]

@@ -31,6 +31,11 @@ def spans_of(context: AttentionContext, x: Tensor) -> tuple[Span, ...]:
     return context.spans or ((UND, 0, x.shape[1]),)
 
 
+def asked_spans(context: AttentionContext, x: Tensor) -> tuple[Span, ...]:
+    """The same of the tokens x whose output is wanted."""
+    return context.asked_spans or ((UND, 0, x.shape[1]),)
+
+
 def each(spans: Sequence[Span], x: Tensor, part: Callable[[Span, Tensor], Tensor]) -> Tensor:
     """``part`` of the tokens of every span, joined again."""
     if len(spans) == 1:
@@ -74,9 +79,10 @@ class ExpertAttention(nn.Module):
         return appended(rotate(self._heads("k", spans, x), context.rope), self._heads("v", spans, x), context.past)
 
     def forward(self, x: Tensor, context: AttentionContext, tap: Tap | None = None) -> tuple[Tensor, KeyValue]:
-        spans = spans_of(context, x)
-        q = rotate(self._heads("q", spans, x), context.rope)
         k, v = self.keys_values(x, context)
+        x = context.asked(x)
+        spans = asked_spans(context, x)
+        q = rotate(self._heads("q", spans, x), context.asked_rope)
         if tap is not None:
             for name, value in (("query", q), ("key", k), ("value", v)):
                 tap(name, value)
@@ -113,7 +119,8 @@ class ExpertLayer(nn.Module):
         its own."""
         spans = spans_of(context, x)
         attended, kv = self.self_attn(self._normed("input_layernorm", spans, x), context, tap)
-        x = x + attended
+        x = context.asked(x) + attended
+        spans = asked_spans(context, x)
 
         def fed(span: Span, y: Tensor) -> Tensor:
             def watch(name: str, value: Any) -> None:
@@ -123,7 +130,11 @@ class ExpertLayer(nn.Module):
             weights = None if ffn is None else ffn.get(span[0])
             return self.ffn(span[0])(y, weights, None if tap is None else watch)
 
-        return x + each(spans, self._normed("post_attention_layernorm", spans, x), fed), kv
+        return x + context.gated(each(spans, self._normed("post_attention_layernorm", spans, x), fed)), kv
+
+    def normed(self, x: Tensor, spans: tuple[Span, ...] = ()) -> Tensor:
+        """See `models.protocol.Layer`."""
+        return self._normed("input_layernorm", spans or ((UND, 0, x.shape[1]),), x)
 
     def keys_values(self, x: Tensor, context: AttentionContext) -> KeyValue:
         """What a skipped layer still adds to a cache: its keys and values of x."""

@@ -107,6 +107,9 @@ class Bagel(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.model.embed_tokens
 
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.lm_head
+
     def rope(self, position: Tensor) -> Rope:
         return self.language_model.model.rotary_emb(position)
 

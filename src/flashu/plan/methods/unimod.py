@@ -16,9 +16,9 @@ class UniMoD(Method):
     """Each of the layers in ``keep`` (by number, the share of tokens that run it) computes its best tokens alone.
 
     The trained routers are given to the engine; ``router``: their name, with "{layer}" for the layer's number; None =
-    random tokens. ``force``: tokens that run whatever their router says, "text" = all but the image's, "answers" = those
-    that are decoded. A token decoded on its own runs a layer if its probability there is at least ``threshold`` (None:
-    always). ``gate``, ``scale``: see `Route`.
+    random tokens. ``force``: tokens that run whatever their router says, "text" = all but the image's, "answers" =
+    those that are decoded. A token decoded on its own runs a layer if its probability there is at least ``threshold``
+    (None: always). ``gate``, ``scale``: see `Route`.
 
     The tokens of an image block compete among themselves for what the tokens before it have left of their common share.
     """

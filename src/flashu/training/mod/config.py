@@ -117,8 +117,8 @@ class UniMoDConfig:
                 for layer in layers:
                     if not 0 <= layer < spec.layers:
                         raise FlashUError(
-                            f"task {task!r} routes or skips layer {layer}, but this model ({spec.family}) has layers 0 to "
-                            f"{spec.layers - 1}"
+                            f"task {task!r} routes or skips layer {layer}, but this model ({spec.family}) has layers 0 "
+                            f"to {spec.layers - 1}"
                         )
 
     def layer_kinds(self, spec: ModelSpec) -> dict[int, str]:
