@@ -33,7 +33,7 @@ def next_tokens(runner: Runner, block: KVBlock, new: list[list[int]], plan: Laye
     skips = Skips.of([plan.skip] * block.rows, runner.model.device)
     hidden, _ = runner.tokens(runner.model.embed_tokens(torch.tensor(new)), block, plan, skips)
     block.advance(len(new[0]))
-    block.taken += len(new[0])
+    block.took(range(block.rows), len(new[0]))
     return hidden
 
 

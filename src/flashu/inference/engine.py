@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flashu.errors import FlashUError, ImageError, PromptError
+from flashu.errors import FlashUError, ImageError, PromptError, RecipeError
 from flashu.inference.actions import Action, AnswerRequest, DrawRequest, History, Visual
 from flashu.inference.arguments import (
     Calls,
@@ -29,6 +29,7 @@ from flashu.inference.prepared import PreparedRecipe
 from flashu.inference.results import Answer, Generation
 from flashu.inference.run import Event, Run, SharedObservations, complete
 from flashu.inference.session import EditSession
+from flashu.inference.speculate import DraftSource, speculation_of
 from flashu.models.offload import offloaded
 from flashu.models.packing import is_packed
 from flashu.models.pictures import Picture, to_pil
@@ -68,7 +69,8 @@ class Engine:
     ``in_place``: FFN pruning takes no memory, because the model's own FFN neurons are put in an order in which what a
     task keeps is one slice; engines that share the model then compute as before up to rounding, but none can prune it
     in place by other masks (`FlashUError`) until `release`. ``routers``: weights [2, D] of the routers that the recipe
-    names (`flashu.training.mod.Routers.weights`). Raises `RecipeError` when the model lacks what the recipe works on.
+    names (`flashu.training.mod.Routers.weights`). ``draft``: what drafts answers, which makes them quicker and changes
+    nothing else (see `speculation_of`). Raises `RecipeError` when the model lacks what the recipe works on.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Engine:
         graphs: bool = False,
         in_place: bool = False,
         routers: Mapping[str, Tensor] | None = None,
+        draft: DraftSource = None,
     ) -> None:
         if (compile or graphs) and offloaded(model):
             raise FlashUError("an offloaded model is neither compiled nor captured: load it without offload")
@@ -89,16 +92,22 @@ class Engine:
             raise FlashUError("packed weights are not compiled: leave compile out, or load the model without pack")
         if graphs and model.device.type != "cuda":
             raise FlashUError(f"CUDA graphs need a model on a CUDA device, not on {model.device}: leave graphs out")
-        self._hold(model, processor)
+        self._hold(model, processor, draft)
         calls, pool = LayerCalls(compile, model.device), GraphPool() if graphs else None
         self.prepared = PreparedRecipe(
             recipe_for(model, recipe), calibration, calls, pool, in_place=in_place, routers=routers
         )
-        self.recipe.check(model.spec)
+        self._check()
 
-    def _hold(self, model: UnifiedModel, processor: Any) -> None:
+    def _hold(self, model: UnifiedModel, processor: Any, draft: DraftSource) -> None:
         self.model, self.processor = model, processor
         self.layout = model.layout(processor)
+        self.speculation = speculation_of(draft, model)
+
+    def _check(self) -> None:
+        self.recipe.check(self.model.spec)
+        if self.speculation is not None and self.recipe.reference:
+            raise RecipeError("the released FlashU program decodes token by token: leave draft out")
 
     def __repr__(self) -> str:
         spec, where = self.model.spec, f"{self.model.dtype}".removeprefix("torch.")
@@ -113,8 +122,9 @@ class Engine:
     def calibration(self) -> Calibration | None:
         return self.prepared.calibration
 
-    def with_recipe(self, recipe: RecipeSource) -> Engine:
-        """An engine over the same weights with another recipe: a preset's name, a recipe file, settings or a recipe."""
+    def with_recipe(self, recipe: RecipeSource, draft: DraftSource = None) -> Engine:
+        """An engine over the same weights with another recipe: a preset's name, a recipe file, settings or a recipe.
+        ``draft``: what drafts its answers (None: nothing)."""
         known = self.prepared
         prepared = PreparedRecipe(
             recipe_for(self.model, recipe),
@@ -125,15 +135,15 @@ class Engine:
             in_place=known.in_place,
             routers=known.routers,
         )
-        return self.of(self.model, self.processor, prepared)
+        return self.of(self.model, self.processor, prepared, draft)
 
     @classmethod
-    def of(cls, model: UnifiedModel, processor: Any, prepared: PreparedRecipe) -> Engine:
+    def of(cls, model: UnifiedModel, processor: Any, prepared: PreparedRecipe, draft: DraftSource = None) -> Engine:
         """An engine for a recipe that is already prepared for the model."""
         engine = cls.__new__(cls)
-        engine._hold(model, processor)
+        engine._hold(model, processor, draft)
         engine.prepared = prepared
-        prepared.recipe.check(model.spec)
+        engine._check()
         return engine
 
     # -- drawing -----------------------------------------------------------------------------------------------
@@ -428,7 +438,8 @@ class Engine:
     def executor(self, slots: SlotPool | None = None) -> Executor:
         """Computes the forwards of this engine's runs, of one thread; ``slots``: so that answers may begin and end at
         any token of others. Make it after `prepare`."""
-        return Executor(self.prepared.runner(self.model), self.prepared.graphs, slots)
+        drafter = None if self.speculation is None else self.speculation.drafter
+        return Executor(self.prepared.runner(self.model), self.prepared.graphs, slots, drafter)
 
     def _runs(
         self,
@@ -448,6 +459,7 @@ class Engine:
                 check_every=every,
                 observations=one,
                 contexts=None if contexts is None else contexts[n],
+                speculation=self.speculation,
             )
             for n, script in enumerate(scripts)
         ]

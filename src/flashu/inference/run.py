@@ -13,12 +13,14 @@ from torch import Tensor
 
 from flashu.inference.actions import Action, Append, Decode, Draw, Fork
 from flashu.inference.samplers.base import Sampler
-from flashu.plan import MAIN, Kind, ModelSpec, Observations, Plan, Step
+from flashu.inference.speculate import DraftLength, Speculation
+from flashu.plan import MAIN, Draft, Kind, ModelSpec, Observations, Plan, Step
 from flashu.plan.recipe import Recipe
 from flashu.runtime.context import Context
 from flashu.runtime.executor import Executor
 from flashu.runtime.layout import Segment
 from flashu.runtime.request import Output, Row, StepRequest
+from flashu.runtime.sampling import chooser
 
 HISTORY = 3
 """Head features kept: as many as a polynomial of order two needs."""
@@ -29,7 +31,8 @@ Choose: TypeAlias = Callable[[Tensor], Tensor]
 @dataclass(frozen=True, slots=True)
 class StepTrace:
     """What one forward did: its plan, and how many rows x tokens went through the decoder (0 = none did), behind
-    ``past`` earlier ones. ``shared``: tokens that went through before, once for this run and others."""
+    ``past`` earlier ones. ``shared``: tokens that went through before, once for this run and others. ``accepted``: of
+    the drafted tokens, how many were right."""
 
     step: Step
     plan: Plan
@@ -38,6 +41,7 @@ class StepTrace:
     past: int
     similarity: tuple[float, ...] | None = None
     shared: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +129,8 @@ class Run:
 
     ``contexts``: what earlier runs left behind, by branch; this one goes on there. ``choose``: how the next token of
     text is chosen. ``check_every``: tokens between two looks at whether to stop, each of which waits for the device.
-    ``observations``: shared with others whose layer-skipping list is one.
+    ``observations``: shared with others whose layer-skipping list is one. ``speculation``: how text is drafted, by the
+    drafter that the executor has; ``choose`` is then a `Chooser`.
     """
 
     def __init__(
@@ -138,6 +143,7 @@ class Run:
         check_every: int = 1,
         observations: SharedObservations | None = None,
         contexts: Mapping[str, Context] | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.recipe, self.spec = recipe, spec
         self.contexts: dict[str, Context] = dict(contexts or {})
@@ -147,7 +153,8 @@ class Run:
         self.drawn: list[Tensor] = []
         """What the samplers finished with."""
         self.done = False
-        self._choose = choose or (lambda logits: logits.argmax(-1))
+        self._choose: Any = choose or chooser()
+        self._speculation = speculation
         self._check_every = check_every
         self._observations = observations or SharedObservations()
         self._events: list[Event] = []
@@ -204,10 +211,13 @@ class Run:
         return self.contexts.setdefault(name, Context())
 
     def _decode(self, action: Decode) -> Generator[StepRequest | None, Output | None, None]:
-        """Text: a prefill, then one token per forward."""
+        """Text: a prefill, then one token per forward, or several that one forward verifies."""
         row = Row(self._context(action.branch))
         waiting: list[Tensor] = []
         self.text = []
+        if self._speculation is not None:
+            yield from self._speculate(action, row, self._speculation)
+            return
         token: Tensor | None = None
         for index in range(action.limit):
             if index:
@@ -231,6 +241,61 @@ class Run:
             done = min(index, len(self.text))
             row.context.settle(action.tokens(self.text[:done]) if done else None, index - done)
             row.context.append(action.tokens([*self.text[done:], *action.close]))
+
+    def _speculate(
+        self, action: Decode, row: Row, speculation: Speculation
+    ) -> Generator[StepRequest | None, Output | None, None]:
+        """Text with drafts. A forward's tokens are those of as many forwards without: they share its plan."""
+        lengths, ended = DraftLength(speculation), False
+        known, spans = row.context.ids, self.spec.text_spans
+        space = action.limit + 2 * speculation.most
+        while not ended and len(self.text) < action.limit:
+            index = len(self.text)
+            step = Step("understanding", "token" if index else "prefill", index, action.limit)
+            plan = self.recipe.plan(step, self._observed(), {})
+            if not index:
+                output = yield StepRequest(step, plan, (row,), "logits", spans=spans, space=space)
+                assert output is not None
+                assert output.values is not None
+                tokens = self._choose(output.values).tolist()
+            else:
+                yield None
+                length = self._same_plan(plan, step, min(lengths.next(), action.limit - index - 1))
+                step = replace(step, kind="verify")
+                plan = replace(plan, draft=Draft(length, speculation.drafter.layers))
+                output = yield StepRequest(
+                    step,
+                    plan,
+                    (row,),
+                    "logits",
+                    ids=torch.tensor(self.text[-1:]),
+                    spans=spans,
+                    space=space,
+                    known=[*known, *self.text],
+                    chooser=self._choose,
+                )
+                assert output is not None
+                assert output.values is not None
+                assert output.drafted is not None
+                tokens = self._choose.verified(output.values[0], output.drafted, output.chances)
+                lengths.learn(length, len(tokens) - 1)
+            self._note(step, plan, 1, output, len(tokens) - 1)
+            before = len(self.text)
+            ended = self._said(tokens, action)
+            if index:
+                # As without drafts, the last token said has not gone through the model; one that ends it never does.
+                row.context.accept(len(self.text) - before + ended)
+        self._events.append(Event("text", len(self.text), action.limit, list(self.text)))
+
+    def _same_plan(self, plan: Plan, step: Step, most: int) -> int:
+        """How many of the next ``most`` forwards have the plan of this one; none behind a probe."""
+        if plan.probe != "off":
+            return 0
+        for n in range(1, most + 1):
+            later = replace(step, index=step.index + n)
+            if self.recipe.plan(later, self._observed(), {}) != plan:
+                return n - 1
+        return most
 
     def _said(self, ids: list[int], action: Decode) -> bool:
         """Note tokens of text, up to one that ends it; whether there was one."""
@@ -312,11 +377,13 @@ class Run:
             place[name] = of_key[key]
         return rows, place
 
-    def _note(self, step: Step, plan: Plan, rows: int, output: Output) -> None:
+    def _note(self, step: Step, plan: Plan, rows: int, output: Output, accepted: int = 0) -> None:
         """Record a finished forward."""
         if output.similarity is not None:
             self._observations.note(step.index, output.similarity)
-        self.trace.append(StepTrace(step, plan, rows, output.tokens, output.past, output.similarity, output.shared))
+        self.trace.append(
+            StepTrace(step, plan, rows, output.tokens, output.past, output.similarity, output.shared, accepted)
+        )
 
     def _observed(self, drift: float | None = None) -> Observations:
         return Observations(self._observations.similarity, drift)

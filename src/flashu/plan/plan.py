@@ -12,8 +12,9 @@ from typing import Literal
 
 Task = Literal["generation", "understanding"]
 TASKS: tuple[Task, ...] = ("generation", "understanding")
-Kind = Literal["prefill", "block", "token"]
-"""What a forward computes: a context (prefill), all tokens of an image (block), or the next token."""
+Kind = Literal["prefill", "block", "token", "verify"]
+"""What a forward computes: a context (prefill), all tokens of an image (block), the next token, or the next token and
+drafted ones behind it (verify)."""
 Probe = Literal["off", "tokens", "last", "normed"]
 """Whether a forward measures each layer's input-output similarity, and over what:
 "tokens" = all tokens it computes (Eq. 6), "last" = the last token of each row (Eq. 7),
@@ -101,6 +102,15 @@ class LayerPlan:
         return tuple(route for route in self.routes if route.mode == "bypass")
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that are proposed before a forward, which verifies them: at most ``length``. ``layers``: the shorter layer
+    plan under which the model itself proposes them, None = a drafter of its own does."""
+
+    length: int
+    layers: LayerPlan | None = None
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one forward of a run computes.
@@ -109,8 +119,8 @@ class Plan:
     keep their distance to the main one. ``features``: "reuse" continues the head's earlier features, by a polynomial of
     ``order`` (0 takes the latest as they are). ``differences``: the order up to which this forward's features are also
     kept as finite differences (0: themselves alone), from which reuse then follows by Taylor's series; None: not.
-    ``context``: the layer plan of what stands before a block; None = as the
-    model's spec says.
+    ``context``: the layer plan of what stands before a block; None = as the model's spec says. ``draft``: what is
+    proposed before a forward of kind "verify"; results do not depend on it.
     """
 
     layers: LayerPlan = field(default_factory=LayerPlan)
@@ -121,6 +131,7 @@ class Plan:
     differences: int | None = None
     reuse: frozenset[str] = frozenset()
     context: LayerPlan | None = None
+    draft: Draft | None = None
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import ReferenceType, ref
 
 import torch
@@ -63,7 +63,7 @@ class _Space:
 class Reserved(NamedTuple):
     """How far a block was filled."""
 
-    taken: int
+    taken: list[int]
     position: Tensor
     lengths: list[Tensor]
 
@@ -102,6 +102,11 @@ class KVBlock:
     def __init__(self, model: UnifiedModel, rows: Sequence[KV], positions: Sequence[int], more: int) -> None:
         whole = stacked(rows)
         self.rows, self.shape = len(rows), BlockShape.of(whole, positions, more)
+        self.draft: Any = None
+        """What a drafter keeps of these rows."""
+        self.accepted = [0] * self.rows
+        """Of the tokens last verified, how many each row keeps."""
+        self._before: Reserved | None = None
         self._members: list[ReferenceType[Context]] = []
         self._single: dict[tuple[tuple[Span, ...], int], list[AttentionContext]] = {}
         self._step: int | Tensor = 1
@@ -129,8 +134,9 @@ class KVBlock:
         self.bypassed = False
         """Whether tokens have bypassed a layer."""
         self.more = more + 1  # so that it may advance past the last
-        self.taken = 0
-        """Tokens written since."""
+        self.taken = [0] * self.rows
+        """Tokens of each row written since."""
+        self.draft, self._before = None, None
         self.held = whole.layouts[-1].lengths
         """Tokens of each row in the last layer before that."""
         for stored, given in zip(self.storage, whole.layers, strict=True):
@@ -156,15 +162,11 @@ class KVBlock:
 
     def past(self, row: int) -> int:
         """Tokens of a row in the last layer."""
-        return self.held[row] + self.taken
+        return self.held[row] + self.taken[row]
 
     def took(self, rows: Sequence[int], tokens: int) -> None:
         """Note that ``rows``, all that decode here, took in ``tokens`` more."""
-        self.taken += tokens
-
-    def _check(self, tokens: int) -> None:
-        if self.taken + tokens > self.more:
-            raise IndexError(f"a cache with space for {self.more} tokens cannot take {tokens} after {self.taken}")
+        self.taken = [taken + tokens for taken in self.taken]
 
     def select(self, rows: Sequence[int]) -> bool:
         """Whether the next tokens can be those of ``rows`` alone: whether only they are still in use."""
@@ -172,6 +174,7 @@ class KVBlock:
 
     def row(self, index: int) -> KV:
         """The keys and values of one row."""
+        self.settle()
         layouts = {id(space): TokenLayout.causal([int(space.length[index])]) for space in self.spaces}
         own = [layouts[id(space)] for space in self.space_of]
         pick = slice(index, index + 1)
@@ -212,7 +215,7 @@ class KVBlock:
         return context._replace(mask=mask, past=context.past._replace(at=at))
 
     def advance(self, tokens: int = 1) -> None:
-        """The next ``tokens`` of every row now stand in every layer: on the device alone; ``taken`` is the caller's."""
+        """The next ``tokens`` of every row now stand in every layer: on the device alone; `took` notes it here."""
         self.position += tokens * self._step
         for space in self.spaces:
             if (entered := self._entered.pop(id(space), None)) is not None:
@@ -226,22 +229,41 @@ class KVBlock:
                 space.refresh()
         self._refresh_rope()
 
+    def _check(self, tokens: int) -> None:
+        if max(self.taken) + tokens > self.more:
+            raise IndexError(f"a cache with space for {self.more} tokens cannot take {tokens} after {max(self.taken)}")
+
     def reserve(self, tokens: int) -> Reserved:
         """The state before ``tokens`` more are written, for `truncate`."""
         self._check(tokens)
-        return Reserved(self.taken, self.position.clone(), [space.length.clone() for space in self.spaces])
+        return Reserved(list(self.taken), self.position.clone(), [space.length.clone() for space in self.spaces])
 
     def truncate(self, before: Reserved, accepted: Sequence[int]) -> None:
         """Take back all but the first ``accepted`` tokens of each row of those that were written since `reserve`."""
         if self.bypassed:
             raise FlashUError("tokens that bypass layers cannot be taken back: no drafts for a routed model")
         kept = torch.tensor(accepted, device=self.position.device)
-        self.taken = before.taken + max(accepted)
+        self.taken = [taken + more for taken, more in zip(before.taken, accepted, strict=True)]
         self.position.copy_(before.position + kept)
         for space, length in zip(self.spaces, before.lengths, strict=True):
             space.length.copy_(length + kept)
             space.refresh()
         self._refresh_rope()
+
+    def verify(self, before: Reserved) -> None:
+        """Of the tokens written since `reserve`, each row keeps what `accept` says, else none; `settle` carries it
+        out."""
+        self._before, self.accepted = before, [0] * self.rows
+
+    def accept(self, row: int, tokens: int) -> None:
+        """Row ``row`` keeps so many of the tokens just verified."""
+        self.accepted[row] = tokens
+
+    def settle(self) -> None:
+        """Take back what was not accepted of the tokens just verified."""
+        if self._before is not None:
+            before, self._before = self._before, None
+            self.truncate(before, self.accepted)
 
     def _refresh_rope(self) -> None:
         torch.index_select(self._table, 0, self.position.clamp(max=len(self._table) - 1), out=self._turned)

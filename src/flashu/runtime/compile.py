@@ -32,12 +32,16 @@ def run_segment(
     contexts: Sequence[AttentionContext],
     ffns: Sequence[FFN],
     norm: Callable[[Tensor, tuple[Span, ...]], Tensor] | None = None,
-) -> Tensor:
-    """Neighbouring layers on single tokens, and the final ``norm`` after the last; their keys and values go into the
-    static cache."""
-    for layer, context, ffn in zip(layers, contexts, ffns, strict=True):
+    collect: tuple[int, ...] = (),
+) -> tuple[Tensor, list[Tensor]]:
+    """Neighbouring layers on a few tokens, and the final ``norm`` after the last: the output, and those of the layers
+    to ``collect``. Keys and values go into the static cache."""
+    collected = []
+    for n, (layer, context, ffn) in enumerate(zip(layers, contexts, ffns, strict=True)):
         x, _ = layer(x, context, ffn)
-    return x if norm is None else norm(x, contexts[-1].spans)
+        if n in collect:
+            collected.append(x)
+    return x if norm is None else norm(x, contexts[-1].spans), collected
 
 
 class LayerCalls:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, eq=False)
 class KV:
     """Keys and values of some rows [B, H, T, d], layer by layer, and which tokens each layer's hold; ``head``: those of
-    the drawing head's blocks, which hold every token. It never changes."""
+    the drawing head's blocks, which hold every token. ``draft``: what a drafter reads, the embedded tokens and their
+    features [B, 1, T, D], of the tokens that the last layer holds. It never changes."""
 
     layers: Sequence[KeyValue]
     layouts: Sequence[TokenLayout]
     head: Sequence[KeyValue] = ()
+    draft: Sequence[KeyValue] = ()
 
     def row(self, index: int) -> KV:
         """One row, without its padding."""
@@ -35,7 +37,8 @@ class KV:
 
         # The head sees what the first layer sees: tokens are dropped on the way through the decoder only.
         head = cut(self.head, [self.layouts[0]] * len(self.head))
-        return KV(cut(self.layers, self.layouts), [rows[id(layout)].layout for layout in self.layouts], head)
+        draft = cut(self.draft, [self.layouts[-1]] * len(self.draft))
+        return KV(cut(self.layers, self.layouts), [rows[id(layout)].layout for layout in self.layouts], head, draft)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +73,10 @@ def stacked(kvs: Sequence[KV]) -> KV:
             layouts[key] = stack(group)
         held.append(layouts[key])
     layers = [_stack(group) for group in zip(*(kv.layers for kv in kvs), strict=True)]
-    return KV(layers, held, [_stack(group) for group in zip(*(kv.head for kv in kvs), strict=True)])
+    head = [_stack(group) for group in zip(*(kv.head for kv in kvs), strict=True)]
+    # Rows computed without a drafter have nothing for one.
+    draft = [_stack(group) for group in zip(*(kv.draft for kv in kvs), strict=False)]
+    return KV(layers, held, head, draft)
 
 
 def _stack(rows: Sequence[KeyValue]) -> KeyValue:
@@ -122,9 +128,21 @@ class Context:
         return None if None in keys else keys
 
     def append(self, segment: Segment) -> None:
-        self.segments.append(replace(segment, layout=segment.layout.shifted(self.position, self.length)))
+        self.segments.append(replace(segment, layout=self.placed(segment)))
         self.position += segment.advance
         self.length += segment.length
+
+    @property
+    def ids(self) -> list[int]:
+        """The text tokens of its segments."""
+        return [token for segment in self.segments for token in segment.ids]
+
+    def accept(self, tokens: int) -> None:
+        """Keep the first ``tokens`` of those just verified behind this context."""
+        assert self.slot is not None
+        self.slot.block.accept(self.slot.row, tokens)
+        self.position += tokens
+        self.length += tokens
 
     def fork(self) -> Context:
         """A context that begins with this one; what is computed of it is shared."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from flashu.runtime.blocks import Blocks
+from flashu.runtime.drafting import Drafter
 from flashu.runtime.graphs import GraphPool
 from flashu.runtime.prefill import Prefills
 from flashu.runtime.request import Output, StepRequest
@@ -14,18 +15,30 @@ from flashu.runtime.tokens import Tokens
 
 
 class Executor:
-    """Stacks the rows of requests and runs them. ``graphs``: captures forwards of one token and of blocks. ``slots``:
-    space for decodes that begin and end at any time. For one thread."""
+    """Stacks the rows of requests and runs them. ``graphs``: captures forwards of tokens and of blocks. ``slots``:
+    space for decodes that begin and end at any time. ``drafter``: proposes what forwards of kind "verify" verify. For
+    one thread."""
 
-    def __init__(self, runner: Runner, graphs: GraphPool | None = None, slots: SlotPool | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        graphs: GraphPool | None = None,
+        slots: SlotPool | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
         self.runner = runner
         self.model = runner.model
         # Inner values cannot be observed in a captured forward.
         self.graphs = graphs if runner.observer is None else None
-        prefills = Prefills(runner)
+        prefills = Prefills(runner, drafter)
         self.blocks = Blocks(runner, prefills, self.graphs)
-        tokens = Tokens(runner, self.graphs, slots)
-        self._kinds = {"prefill": prefills.forward, "block": self.blocks.forward, "token": tokens.forward}
+        tokens = Tokens(runner, self.graphs, slots, drafter)
+        self._kinds = {
+            "prefill": prefills.forward,
+            "block": self.blocks.forward,
+            "token": tokens.forward,
+            "verify": tokens.verify,
+        }
 
     def forward(self, requests: Sequence[StepRequest]) -> list[Output]:
         """The outputs of some requests, in order."""

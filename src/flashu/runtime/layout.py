@@ -145,7 +145,7 @@ class Segment:
     ``content``: what they are, for `UnifiedModel.embed`; the core never looks inside. ``layout`` [1, S]: theirs, with
     positions and order counted from the segment's start. ``advance``: how far the next segment's position lies.
     ``key``: segments of equal keys hold equal tokens; None = equal to no other. ``read``: the tokens whose output is
-    wanted of a block, None = all.
+    wanted of a block, None = all. ``ids``: the text tokens in it, where they may help to guess the next ones.
     """
 
     content: Any
@@ -153,6 +153,7 @@ class Segment:
     advance: int
     key: Hashable = None
     read: range | None = None
+    ids: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:

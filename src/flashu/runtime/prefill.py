@@ -12,6 +12,7 @@ from torch import Tensor
 from flashu.models.layers import KeyValue, Span
 from flashu.plan import LayerPlan, Plan
 from flashu.runtime.context import KV, Context, stacked
+from flashu.runtime.drafting import Drafter
 from flashu.runtime.layout import Segment, TokenLayout, stack
 from flashu.runtime.request import Output, StepRequest, shared_out
 from flashu.runtime.runner import DecoderOutput, Runner
@@ -21,8 +22,8 @@ from flashu.runtime.scores import NEED_QUERY
 class Prefills:
     """Computes what is pending in contexts: before a block (`fill`), or as a forward of its own."""
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+    def __init__(self, runner: Runner, drafter: Drafter | None = None) -> None:
+        self.runner, self.drafter = runner, drafter
         self.model = runner.model
 
     def fill(self, contexts: Sequence[Context], under: LayerPlan | None, head: bool) -> None:
@@ -122,9 +123,22 @@ class Prefills:
         layout = stack(layouts)
         past = stacked_or_none([group[0].kv(under) for group in groups.values()])
         view = self.runner.view(layout, None if past is None else past.layouts[0])
-        done = self.runner.walk(x, layout, plan.layers, past=past, view=view, probe=plan.probe, keep=True, read=read)
+        collect = () if self.drafter is None or under is not None else self.drafter.collect
+        done = self.runner.walk(
+            x,
+            layout,
+            plan.layers,
+            past=past,
+            view=view,
+            probe=plan.probe,
+            keep=True,
+            read=read,
+            collect=(-1, *collect) if collect else (),
+        )
         kv = done.kv
         assert kv is not None
+        if collect:
+            kv = replace(kv, draft=self._drafts(past, done.collected))
         if head:
             assert self.model.head is not None
             condition = self.model.head.condition(contents, x.shape[1])
@@ -136,6 +150,15 @@ class Prefills:
                 context.keep(under, row, len(context.segments))
         place = {id(context): n for n, group in enumerate(groups.values()) for context in group}
         return done, [place[id(context)] for context in contexts]
+
+    def _drafts(self, past: KV | None, collected: Sequence[Tensor]) -> Sequence[KeyValue]:
+        """What the drafter reads of the tokens so far; nothing where it has missed some."""
+        assert self.drafter is not None
+        inputs, *outputs = collected
+        new = tuple(x[:, None] for x in (inputs, self.drafter.features(outputs)))
+        if past is None:
+            return [new]  # type: ignore[list-item]
+        return [(torch.cat((a, new[0]), dim=2), torch.cat((b, new[1]), dim=2)) for a, b in past.draft]
 
 
 def _joined(segments: Sequence[Segment]) -> TokenLayout:
@@ -181,5 +204,5 @@ def stacked_or_none(kvs: Sequence[KV | None]) -> KV | None:
     def none(kvs: Sequence[KeyValue]) -> list[KeyValue]:
         return [(k[:1, :, :0], v[:1, :, :0]) for k, v in kvs]
 
-    empty = KV(none(there[0].layers), [nothing] * len(there[0].layouts), none(there[0].head))
+    empty = KV(none(there[0].layers), [nothing] * len(there[0].layouts), none(there[0].head), none(there[0].draft))
     return stacked([empty if kv is None else kv for kv in kvs])

@@ -12,6 +12,7 @@ from flashu.models.layers import Span
 from flashu.plan import Plan, Step
 from flashu.runtime.context import Context
 from flashu.runtime.layout import Segment
+from flashu.runtime.sampling import Chooser
 
 Want = Literal["logits", "prediction", "nothing"]
 
@@ -28,11 +29,14 @@ class StepRequest:
     """One forward of one run, one row per branch.
 
     By ``step.kind``: a "prefill" computes what is pending in the contexts; a "block" computes the rows' segments, which
-    leave no keys and values behind; a "token" appends ``ids`` [S] to every row. ``want``: what the runs read: logits
-    over ``codes`` (None = the vocabulary) at the rows' read tokens, or the head's prediction. ``features``: the head's
-    earlier output [rows, N, d], from which alone the prediction follows; what goes through the decoder is for a probe.
-    ``space``: tokens that a context will have to
-    take in after its prefill. ``spans``: expert of the ``ids``.
+    leave no keys and values behind; a "token" appends ``ids`` [S] to every row; a "verify" computes ``ids`` [1] and as
+    many drafted tokens behind it as the plan says, of which the run then accepts some (`Context.accept`).
+
+    ``want``: what the runs read: logits over ``codes`` (None = the vocabulary) at the rows' read tokens, or the head's
+    prediction. ``features``: the head's earlier output [rows, N, d], from which alone the prediction follows; what goes
+    through the decoder is for a probe. ``space``: tokens that a context will have to take in after its prefill.
+    ``spans``: expert of the ``ids``. ``known``: the text tokens so far, ``chooser``: how the next are chosen; for
+    drafts.
     """
 
     step: Step
@@ -44,6 +48,8 @@ class StepRequest:
     ids: Tensor | None = None
     spans: tuple[Span, ...] = ()
     space: int = 0
+    known: Sequence[int] = ()
+    chooser: Chooser | None = None
 
     @property
     def signature(self) -> Hashable:
@@ -60,7 +66,9 @@ class StepRequest:
 class Output:
     """What a forward gave one run: ``values`` [rows, ...] as wanted; the head's ``features`` [rows, N, d] if it ran;
     the probe's ``similarity`` by layer; ``tokens`` of each row that went through the decoder, behind ``past`` earlier
-    ones; ``shared``: tokens that went through before, for this run and others."""
+    ones; ``shared``: tokens that went through before, for this run and others. Of a "verify", ``values`` [rows, K + 1,
+    V] are the logits after ``ids`` and after each of the tokens ``drafted`` [K]; ``chances`` [K, V]: the distributions
+    that those were drawn from, None = they were not drawn."""
 
     values: Tensor | None
     features: Tensor | None = None
@@ -68,6 +76,8 @@ class Output:
     tokens: int = 0
     past: int = 0
     shared: int = 0
+    drafted: Tensor | None = None
+    chances: Tensor | None = None
 
 
 def shared_out(

@@ -35,13 +35,14 @@ Bank: TypeAlias = Mapping[tuple[int, str], FFNWeights]
 class DecoderOutput:
     """One walk through the decoder. ``hidden`` [B, S', D] is after the final norm; ``kv``: past and new keys and
     values, if kept; ``similarity`` [B, layers] of each layer's input and output, if probed; ``routed``: what happened
-    in each layer that tokens could bypass."""
+    in each layer that tokens could bypass; ``collected``: outputs [B, S, D] of layers, as asked for."""
 
     hidden: Tensor
     layout: TokenLayout
     kv: KV | None = None
     similarity: Tensor | None = None
     routed: tuple[Routed, ...] = ()
+    collected: Sequence[Tensor] = ()
 
 
 @dataclass
@@ -109,6 +110,7 @@ class Runner:
         skips: Skips | None = None,
         read: Literal["all", "last"] | Tensor = "all",
         rows: Rows | None = None,
+        collect: Sequence[int] = (),
     ) -> DecoderOutput:
         """Embedded tokens x [B, S, D] through the layers.
 
@@ -116,7 +118,8 @@ class Runner:
         adds its own. ``probe``: measure each layer's input-output similarity (all layers must run). ``skips``: where
         rows skip different layers. ``read``: every token's hidden state, the last valid one's of each row, or those at
         indices [B, Q], which are then all that the last layer computes, besides keys and values. ``rows``: what routing
-        asks of the rows.
+        asks of the rows. ``collect``: layers whose outputs are wanted, of the tokens that the last layer holds; -1 =
+        the embedded tokens.
         """
         model, ffns = self.model, self._ffns[plan.ffn]
         skips = skips or Skips(plan.skip)
@@ -129,6 +132,7 @@ class Runner:
         routed: list[Routed] = []
         narrowed = False
         """Whether x holds the tokens that are read alone."""
+        collected = {-1: x} if -1 in collect else {}
         for i, layer in enumerate(self._layers):
             for route in plan.drops:
                 if route.layer != i:
@@ -136,7 +140,9 @@ class Runner:
                 index = dropped(_inner(layout, kept[-1], x, tapped), route)
                 if index is not None:
                     layout = layout.gather(index.cpu())
-                    x = x.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
+                    stay = index.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
+                    x = x.gather(1, stay)
+                    collected = {n: value.gather(1, stay) for n, value in collected.items()}
             held = None if past is None else past.layouts[i]
             if view is None or (seen is not None and (seen[0] is not layout or seen[1] is not held)):
                 view = self.view(layout, held)
@@ -146,6 +152,8 @@ class Runner:
                 if keep:
                     kept.append(layer.keys_values(x, context))
                     kept_of.append(layout)
+                if i in collect:
+                    collected[i] = x
                 continue
             if i in bypasses:
                 if i in skips.running or probe != "off" or tapped is not None:
@@ -177,6 +185,8 @@ class Runner:
                 kept.append(kv)
                 kept_of.append(layout)
             x = y
+            if i in collect:
+                collected[i] = x
         if isinstance(read, Tensor):
             x = x if narrowed else tokens_at(x, read)
             spans: tuple[Span, ...] = ((layout.spans[0][0], 0, x.shape[1]),) if layout.spans else ()
@@ -188,7 +198,7 @@ class Runner:
         hidden = model.norm(x, spans)
         grown = KV(kept, _joined(past, kept_of)) if keep else None
         probed = torch.stack(similarity, dim=1) if similarity else None
-        return DecoderOutput(hidden, layout, grown, probed, tuple(routed))
+        return DecoderOutput(hidden, layout, grown, probed, tuple(routed), [collected[i] for i in collect])
 
     def _run(
         self,
@@ -216,10 +226,11 @@ class Runner:
         skips: Skips,
         probe: Probe = "off",
         spans: tuple[Span, ...] = (),
+        collected: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The next tokens of every row of a block, x [B, S, D]: (normed hidden, similarity). Their keys and values go
         into the block, which is not advanced. A row that skips a layer still adds its keys and values there; a token
-        that bypasses one adds none."""
+        that bypasses one adds none. ``collected``: the outputs of the layers that are its keys are put there."""
         contexts = block.contexts(x.shape[1], spans)
         ffns = self._ffns[plan.ffn]
         similarity: list[Tensor] = []
@@ -229,6 +240,8 @@ class Runner:
         while start < len(every):
             if start in skips.all:
                 self._layers[start].keys_values(x, contexts[start])
+                if collected is not None and start in collected:
+                    collected[start] = x
                 start += 1
                 continue
             if start in bypasses:
@@ -247,8 +260,13 @@ class Runner:
             part = slice(start, stop)
             if plain:
                 call = run_segment if id(self._layers[start]) in self._eager else self.calls.segment
-                last = stop == len(every) and start not in skips.running
-                y = call(self._layers[part], x, contexts[part], ffns[part], self.model.norm if last else None)
+                last = stop == len(every) and start not in skips.running and (collected is None or stop - 1 not in collected)
+                inner = tuple(i - start for i in range(start, stop - 1) if collected is not None and i in collected)
+                y, within = call(
+                    self._layers[part], x, contexts[part], ffns[part], self.model.norm if last else None, inner
+                )
+                if collected is not None:
+                    collected.update((start + n, value) for n, value in zip(inner, within, strict=True))
                 if last:
                     return y, None
             else:
@@ -263,6 +281,8 @@ class Runner:
                 runs = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, skips.running[start], True)
                 y = torch.where(runs[:, None, None], y, x)
             x, start = y, stop
+            if collected is not None and stop - 1 in collected:
+                collected[stop - 1] = x
         return self.model.norm(x, spans), torch.stack(similarity, dim=1) if similarity else None
 
     def _together(self, start: int, skips: Skips, bypasses: Container[int]) -> int:
