@@ -16,6 +16,7 @@ from flashu.errors import FlashUError
 from flashu.models.draft import DraftNetwork
 from flashu.models.layers import AttentionContext
 from flashu.models.protocol import UnifiedModel
+from flashu.models.speculators import kind_of, load_network, load_ngrams, load_skips
 from flashu.plan import LayerPlan
 from flashu.runtime.cache import KVBlock
 from flashu.runtime.context import KV, Context
@@ -233,7 +234,9 @@ class NetworkDrafter:
         self._prefill([row for row in rows if row.kv is None])
         kvs = [row.kv for row in rows if row.kv is not None]
         cache = KVBlock(self.network, kvs, [kv.layouts[0].shape[1] for kv in kvs], space)
-        ids, features = (pad_sequence(part, batch_first=True) for part in zip(*((r.ids, r.features) for r in rows)))
+        ids, features = (
+            pad_sequence(part, batch_first=True) for part in zip(*((r.ids, r.features) for r in rows), strict=True)
+        )
         return _State(cache, ids, features, [len(row.ids) for row in rows])
 
     def observe(self, block: KVBlock, ids: Tensor, features: Tensor | None) -> None:
@@ -316,4 +319,11 @@ class NetworkDrafter:
 
 
 def load_drafter(folder: str | Path, model: UnifiedModel) -> Drafter:
-    raise NotImplementedError
+    """The drafter in a folder (`models.speculators`)."""
+    kind, _, _ = kind_of(folder)
+    if kind == "ngrams":
+        table, longest = load_ngrams(folder)
+        return LookupDrafter(longest, table)
+    if kind == "self":
+        return SelfDrafter.skipping(model, load_skips(folder))
+    return NetworkDrafter(load_network(folder, model), model)

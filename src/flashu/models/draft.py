@@ -68,6 +68,19 @@ class DraftConfig:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def check(self, model: UnifiedModel) -> None:
+        """`CheckpointError` unless these are the model's sizes."""
+        spec = model.spec
+        for name, here, there in (
+            ("hidden size", self.hidden, spec.hidden),
+            ("vocabulary", self.vocabulary, spec.vocabulary),
+        ):
+            if here != there:
+                raise CheckpointError(
+                    f"this draft is for another model: its {name} is {here}, the model's {there}. "
+                    "Train one for this model with `flashu train draft`"
+                )
+
 
 class DraftNetwork(nn.Module):
     """What the kinds have in common. ``collect``: the layers of the model whose outputs it reads; ``target_ids`` [n]:
@@ -91,14 +104,7 @@ class DraftNetwork(nn.Module):
 
     def check(self, model: UnifiedModel) -> None:
         """`CheckpointError` unless it is of this model's sizes."""
-        wanted = self.config.of(model, self.config.drafted)
-        for field in fields(DraftConfig):
-            here, there = getattr(self.config, field.name), getattr(wanted, field.name)
-            if here != there:
-                raise CheckpointError(
-                    f"this draft is for another model: its {field.name} is {here}, the model's {there}. "
-                    "Train one for this model with `flashu train draft`"
-                )
+        self.config.check(model)
         if max(self.collect) >= model.spec.layers:
             raise CheckpointError(f"this draft reads layer {max(self.collect)} of a model that has {model.spec.layers}")
 
