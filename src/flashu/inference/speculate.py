@@ -258,7 +258,7 @@ class NetworkDrafter:
                 x = self.model.embed_tokens(tokens[-1][:, None])
                 hidden, _ = network.extrapolated(x, hidden, cache.contexts(1))
                 cache.advance()
-                cache.count()
+                cache.took(range(cache.rows), 1)
         cache.truncate(before, [0] * cache.rows)
         return torch.stack(tokens, dim=1)
 

@@ -260,7 +260,11 @@ class Runner:
             part = slice(start, stop)
             if plain:
                 call = run_segment if id(self._layers[start]) in self._eager else self.calls.segment
-                last = stop == len(every) and start not in skips.running and (collected is None or stop - 1 not in collected)
+                last = (
+                    stop == len(every)
+                    and start not in skips.running
+                    and (collected is None or stop - 1 not in collected)
+                )
                 inner = tuple(i - start for i in range(start, stop - 1) if collected is not None and i in collected)
                 y, within = call(
                     self._layers[part], x, contexts[part], ffns[part], self.model.norm if last else None, inner
