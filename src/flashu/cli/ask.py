@@ -25,10 +25,14 @@ def ask(
     max_new_tokens: opt.MaxNewTokens = None,
     temperature: Annotated[float, opt.number("temperature", "0 takes the likeliest token each time.")] = 0.0,
     seed: Annotated[int, opt.number("torch seed", "Seed of the first answer; the others count up from it.")] = 0,
+    draft: Annotated[
+        str | None,
+        typer.Option(help='What drafts tokens: a folder of a draft, "lookup", or "self:4-7" (layers left out).'),
+    ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Answer questions about an image or video, one line each; written as it is found if the output is a terminal."""
-    engine = open_engine(options)
+    engine = open_engine(options, draft)
     from flashu.models.video import Video, is_video
 
     shown = Video.open(image, frames) if is_video(image) else str(image)
@@ -38,7 +42,9 @@ def ask(
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed + number}
         if as_json:
             found = engine.answer(shown, question, **settings)
-            answers.append({"question": question, "answer": found.text, "tokens": len(found.tokens)})
+            accepted = sum(trace.accepted for trace in found.trace)
+            counts = {"tokens": len(found.tokens), "forwards": len(found.trace), "accepted": accepted}
+            answers.append({"question": question, "answer": found.text} | counts)
         elif sys.stdout.isatty():
             for text in engine.stream(shown, question, **settings):
                 print(text, end="", flush=True)

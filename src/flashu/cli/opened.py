@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from flashu.inference.engine import Engine
 
 
-def open_engine(options: EngineOptions) -> Engine:
-    """The engine these options describe; without a device, on CUDA where there is one."""
+def open_engine(options: EngineOptions, draft: str | None = None) -> Engine:
+    """The engine these options describe; without a device, on CUDA where there is one. ``draft``: as of `Engine`."""
     tuned_on(options.preset, Target(options.model))
     from flashu.inference.calibrate.calibration import Calibration
     from flashu.inference.engine import Engine
@@ -32,4 +32,4 @@ def open_engine(options: EngineOptions) -> Engine:
     known = model.calibration
     if options.calibration is not None:
         known = Calibration.load(options.calibration, checkpoint_hash(model))
-    return Engine(model, model.processor, options.preset, known, in_place=options.in_place)
+    return Engine(model, model.processor, options.preset, known, in_place=options.in_place, draft=draft)

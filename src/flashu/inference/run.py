@@ -279,12 +279,12 @@ class Run:
                 assert output.drafted is not None
                 tokens = self._choose.verified(output.values[0], output.drafted, output.chances)
                 lengths.learn(length, len(tokens) - 1)
-            self._note(step, plan, 1, output, len(tokens) - 1)
-            before = len(self.text)
             ended = self._said(tokens, action)
+            used = len(self.text) - index + ended
+            self._note(step, plan, 1, output, min(len(tokens) - 1, used))
             if index:
                 # As without drafts, the last token said has not gone through the model; one that ends it never does.
-                row.context.accept(len(self.text) - before + ended)
+                row.context.accept(used)
         self._events.append(Event("text", len(self.text), action.limit, list(self.text)))
 
     def _same_plan(self, plan: Plan, step: Step, most: int) -> int:

@@ -233,6 +233,7 @@ class Runner:
         that bypasses one adds none. ``collected``: the outputs of the layers that are its keys are put there."""
         contexts = block.contexts(x.shape[1], spans)
         ffns = self._ffns[plan.ffn]
+        collected = {} if collected is None else collected
         similarity: list[Tensor] = []
         every = range(len(self._layers))
         bypasses = {route.layer: route for route in plan.bypasses}
@@ -240,7 +241,7 @@ class Runner:
         while start < len(every):
             if start in skips.all:
                 self._layers[start].keys_values(x, contexts[start])
-                if collected is not None and start in collected:
+                if start in collected:
                     collected[start] = x
                 start += 1
                 continue
@@ -260,17 +261,12 @@ class Runner:
             part = slice(start, stop)
             if plain:
                 call = run_segment if id(self._layers[start]) in self._eager else self.calls.segment
-                last = (
-                    stop == len(every)
-                    and start not in skips.running
-                    and (collected is None or stop - 1 not in collected)
-                )
-                inner = tuple(i - start for i in range(start, stop - 1) if collected is not None and i in collected)
+                last = stop == len(every) and start not in skips.running and stop - 1 not in collected
+                inner = tuple(i - start for i in range(start, stop - 1) if i in collected)
                 y, within = call(
                     self._layers[part], x, contexts[part], ffns[part], self.model.norm if last else None, inner
                 )
-                if collected is not None:
-                    collected.update((start + n, value) for n, value in zip(inner, within, strict=True))
+                collected.update((start + n, value) for n, value in zip(inner, within, strict=True))
                 if last:
                     return y, None
             else:
@@ -285,7 +281,7 @@ class Runner:
                 runs = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, skips.running[start], True)
                 y = torch.where(runs[:, None, None], y, x)
             x, start = y, stop
-            if collected is not None and stop - 1 in collected:
+            if stop - 1 in collected:
                 collected[stop - 1] = x
         return self.model.norm(x, spans), torch.stack(similarity, dim=1) if similarity else None
 

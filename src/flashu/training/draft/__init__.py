@@ -1,0 +1,1 @@
+"""Drafts trained on a model's own answers."""
