@@ -20,25 +20,30 @@ class DraftBatch:
     """Rows of a block that are to be drafted for.
 
     ``pending`` [B]: the last token of each, not yet computed. ``known``: its text tokens so far, the pending one the
-    last. ``choosers``: how its tokens are chosen. Rows that have stopped go along: of those, ``known`` is empty and the
-    chooser None. ``step``: (tokens [B], layer plan) -> the model's logits [B, V] after one token more in every row.
+    last. ``choosers``: how its tokens are chosen. ``lengths``: how many of its drafted tokens are used. Rows that have
+    stopped go along: of those, ``known`` is empty, the chooser None and the length 0. ``step``: (tokens [B], layer plan)
+    -> the model's logits [B, V] after one token more in every row.
     """
 
     block: KVBlock
     pending: Tensor
     known: Sequence[Sequence[int]]
     choosers: Sequence[Chooser | None]
+    lengths: Sequence[int]
     step: Callable[[Tensor, LayerPlan], Tensor]
     chances: list[Tensor] = field(default_factory=list)
     """The distributions [B, V] that tokens were drawn from so far; a row that is not drawn has nothing in them."""
+    _chosen: int = 0
 
     def choose(self, logits: Tensor, ids: Tensor | None = None, vocabulary: int = 0) -> Tensor:
         """The next drafted token [B] of each row, from logits [B, V], or [B, n] of the tokens ``ids`` [n] alone of a
         ``vocabulary``."""
-        drawn = [n for n, chooser in enumerate(self.choosers) if chooser is not None and not chooser.greedy]
+        drawing = [n for n, chooser in enumerate(self.choosers) if chooser is not None and not chooser.greedy]
+        # A row draws no more than it uses, so that its tokens do not depend on its batch.
+        drawn, self._chosen = [n for n in drawing if self._chosen < self.lengths[n]], self._chosen + 1
         best = logits.argmax(-1)
         tokens = best if ids is None else ids[best]
-        if not drawn:
+        if not drawing:
             return tokens
         if ids is not None:
             logits = logits.new_full((len(logits), vocabulary), -torch.inf).index_copy(1, ids, logits)

@@ -194,6 +194,7 @@ class Tokens:
             pending,
             [() if request is None else request.known for request in rows],
             [None if request is None else request.chooser for request in rows],
+            [0 if request is None or request.plan.draft is None else request.plan.draft.length for request in rows],
             step,
         )
 
