@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -187,25 +188,37 @@ class OriginalProgram(Program):
         # A question's image is embedded before the forwards.
         return super().flops - (0 if self.subject.drawing else batch * sizes.spec.image.flops(images, images))
 
-    @property
-    def kind(self) -> StepKind:
-        return StepKind(steps.ORIGINAL, guided=self.subject.guidance is not None)
+    @cached_property
+    def passes(self) -> list[StepKind]:
+        """The kind of each forward. Those behind a cache, which are of one token, are unlike the others."""
+        guided = self.subject.guidance is not None
+        behind = [forward.step.kind == "token" and forward.past > 0 for forward in self.table.forwards]
+        return [StepKind(steps.ORIGINAL_TOKEN if cached else steps.ORIGINAL, guided=guided) for cached in behind]
 
     def counts(self) -> Counter[StepKind]:
-        return Counter({self.kind: self.forwards})
+        return Counter(self.passes)
+
+    @property
+    def some(self) -> list[int]:
+        """Forwards that stand for all: the first and the last of each kind, between which cost grows with the row; of
+        blocks, which all cost the same, the first."""
+        ends = {kind: [self.passes.index(kind)] for kind in self.passes}
+        if self.table.forwards[0].step.kind != "block":
+            for kind, found in ends.items():
+                found.append(len(self.passes) - 1 - self.passes[::-1].index(kind))
+        return sorted({index for found in ends.values() for index in found})
 
     @torch.inference_mode()
     def run(self, tracer: Tracer, known: Container[StepKind] | None = None, *, eager: bool = False) -> Tensor:
         def before(index: int) -> None:
-            tracer.begin(self.kind)
+            tracer.begin(self.passes[index])
 
+        only = None if known is None else [index for index in self.some if self.passes[index] not in known]
         if self.subject.drawing:
             tracer.begin(StepKind(steps.SETUP))
-            requests, only = self.subject.images_to_draw(self.asked), None if known is None else [0]
-            result = self.engine.latents(requests, only, before, tracer.component)
+            result = self.engine.latents(self.subject.images_to_draw(self.asked), only, before, tracer.component)
         else:
             tracer.begin(StepKind(steps.ENCODE))
-            only = None if known is None else [0, self.forwards - 1]
             result = self.engine.tokens(self.subject.questions, only, before, tracer.component)
         tracer.end()
         return result

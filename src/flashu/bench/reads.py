@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashu.bench.steps import ORIGINAL, PROMPT, REUSE, REUSE_AND_PROBE, StepKind
+from flashu.bench.steps import ORIGINAL, ORIGINAL_TOKEN, PROMPT, REUSE, REUSE_AND_PROBE, StepKind
 from flashu.plan import ModelSpec, Task, Work
 from flashu.plan.cost import alignment, keep_count
 
@@ -31,6 +31,7 @@ class Reads:
             PROMPT: head,
             "prefill": logits + (0 if drawing else image),
             "token": logits + cache,
+            ORIGINAL_TOKEN: itemsize * weights(spec.logits) + cache,
             ORIGINAL: itemsize * weights(spec.logits) + (image + head + output if drawing else 0),
         }
         """By step, besides what the decoder reads."""

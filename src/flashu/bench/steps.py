@@ -10,7 +10,9 @@ from statistics import fmean
 from flashu.plan import LayerPlan, Plan, Step
 from flashu.plan.table import Forward, PlanTable
 
-SETUP, PROMPT, ORIGINAL, ENCODE, DECODE_IMAGE = "setup", "prompt", "original", "encode", "image"
+SETUP, PROMPT, ENCODE, DECODE_IMAGE = "setup", "prompt", "encode", "image"
+ORIGINAL, ORIGINAL_TOKEN = "original", "original token"
+"""Forwards of the original program; the second, of a token behind a cache of its own."""
 REUSE, REUSE_AND_PROBE = "reuse", "reuse with probe"
 AROUND = frozenset({SETUP, ENCODE, DECODE_IMAGE})
 """Steps that are no forward of the model: their FLOPs and bytes are not counted."""

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from flashu.errors import FlashUError
 from flashu.inference.actions import Action, AnswerRequest, Append, Decode, DrawRequest, Layout
 from flashu.inference.calibrate.bank import Mask, bank, kept
+from flashu.models.ffn import FFN
 from flashu.models.memory import held_bytes
 from flashu.models.offload import offload, offloaded
 from flashu.models.packing import PackedLinear, pack
@@ -27,6 +29,7 @@ from flashu.runtime.runner import Bank
 
 TASK: dict[str, Task] = {"t2i": "generation", "mmu": "understanding"}
 NEW_TOKENS = 32
+ONE_LAYER = "one layer for all"
 SEED = 7
 PROMPT = "a red circle above a blue square and a green triangle left of it"
 QUESTION = "is there a red circle above the blue square and a green triangle left of it"
@@ -78,6 +81,11 @@ class Subject:
         return "packed" if packed else self.model.quantization or ""
 
     @property
+    def one_layer(self) -> bool:
+        """Whether all layers are one, because the weights of each did not fit."""
+        return len(self.model.layers) > len({id(layer) for layer in self.model.layers}) == 1
+
+    @property
     def units(self) -> tuple[int, str]:
         """How much one request yields."""
         return (self.batch, "images") if self.drawing else (self.batch * self.new_tokens, "tokens")
@@ -125,8 +133,18 @@ class Subject:
     def bank(self, ratio: float) -> Bank:
         """Copies of the weights that `mask` keeps, made once for all rows."""
         if ratio not in self._banks:
-            self._banks[ratio] = bank(self.model, self.mask(ratio))
+            if self.one_layer:
+                each = [ffn.select(index, self.model.quantization) for ffn, index in self._first(ratio)]
+                keys = self.model.ffns()
+                self._banks[ratio] = {key: each[n % len(each)] for n, key in enumerate(keys)}
+            else:
+                self._banks[ratio] = bank(self.model, self.mask(ratio))
         return self._banks[ratio]
+
+    def _first(self, ratio: float) -> list[tuple[FFN, Tensor]]:
+        """The FFNs of the first layer and their masks."""
+        ffns = [ffn for (layer, _), ffn in self.model.ffns().items() if layer == 0]
+        return [(ffn, index) for ffn, index in zip(ffns, self.mask(ratio), strict=False) if index is not None]
 
     def about(self) -> dict[str, Any]:
         """What is measured, for the report."""
@@ -138,7 +156,7 @@ class Subject:
             "task": next(name for name, task in TASK.items() if task == self.task),
             "batch": self.batch,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "weights": self.weights,
+            "weights": " ".join(filter(None, (self.weights, ONE_LAYER if self.one_layer else ""))),
             "device": str(self.device),
             "pixels": [defaults.height, defaults.width],
             "guidance": self.guidance,

@@ -12,6 +12,7 @@ from flashu.models.emu3.layout import sizes_of
 from flashu.models.emu3.load import load_processor, read_manifest, save_model
 from flashu.models.emu3.official import AUTHORS, TRANSFORMERS, official_defaults, official_vq
 from flashu.models.emu3.public import Emu3
+from flashu.models.emu3.random import NAMED, named_model
 from flashu.models.emu3.reference import Reference
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
@@ -62,5 +63,7 @@ FAMILY = Family(
     reference=Reference,
     save=save_model,
     processor=lambda checkpoint: load_processor(checkpoint.source, autoencoder=None),
+    random=named_model,
+    random_sizes=tuple(NAMED),
     trainer=trainer,
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flashu.errors import PromptError
 from flashu.models.emu3.config import Ids
+from flashu.models.words import encode
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Text:
             text.encode()
         except UnicodeEncodeError as e:
             raise PromptError(f"the {kind} is not valid Unicode (character {e.start}): remove that character") from e
-        count = len(self.encode(text))
+        count = len(encode(self.tokenizer, text))
         if not count:
             raise PromptError(f"the {kind} {text!r} has no token the model knows: use other words")
         if count > limit:
