@@ -78,12 +78,14 @@ class TracedEngine(Engine):
     """Another engine's requests, their work done inside ``part``; encoding pictures is in no component."""
 
     def __init__(self, engine: Engine, part: Part) -> None:
-        self._hold(engine.model, engine.processor)
+        self._hold(engine.model, engine.processor, engine.speculation)
         self.prepared, self.part = engine.prepared, part
 
     def executor(self, slots: SlotPool | None = None) -> Executor:
         model: Any = TracedModel(self.model, self.part)
-        return Executor(TracedRunner(model, self.prepared.banks, self.prepared.calls), self.prepared.graphs, slots)
+        runner = TracedRunner(model, self.prepared.banks, self.prepared.calls)
+        drafter = None if self.speculation is None else self.speculation.drafter
+        return Executor(runner, self.prepared.graphs, slots, drafter)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, batch_size: int = 8) -> list[Image.Image]:

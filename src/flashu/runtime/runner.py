@@ -349,7 +349,8 @@ def _rows(context: AttentionContext, rows: Tensor) -> AttentionContext:
     past: Past | None = context.past
     if past is not None:
         past = Slot(*(x[rows] for x in past)) if isinstance(past, Slot) else (past[0][rows], past[1][rows])
-    return AttentionContext(rope, None if context.mask is None else pick(context.mask), past, context.spans)
+    mask = pick(context.mask) if isinstance(context.mask, Tensor) else context.mask
+    return context._replace(rope=rope, mask=mask, past=past)
 
 
 def _last_span(layout: TokenLayout) -> tuple[Span, ...]:

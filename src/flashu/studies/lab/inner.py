@@ -45,9 +45,9 @@ def original(engine: Engine) -> Engine:
 class Endless(Engine):
     """An engine that has no token that ends an answer."""
 
-    def _runs(self, scripts: Sequence[Sequence[Action]], choices: Sequence[Any] | None = None) -> list[Run]:
+    def _runs(self, scripts: Sequence[Sequence[Action]], *more: Any, **settings: Any) -> list[Run]:
         endless = [[replace(a, stop=frozenset()) if isinstance(a, Decode) else a for a in script] for script in scripts]
-        return super()._runs(endless, choices)
+        return super()._runs(endless, *more, **settings)
 
 
 def answering(engine: Engine, tokens: int | None) -> Callable[[Picture, str], object]:
