@@ -17,7 +17,7 @@ from tests.conftest import tiny_model
 import flashu
 from flashu.demo import Result, compare, summary, write_all
 from flashu.demo.compare import in_time, rotated
-from flashu.demo.items import prompts, questions
+from flashu.demo.items import edits, prompts, questions
 from flashu.demo.report import page
 from flashu.scenes.split import is_test_scene
 
@@ -78,7 +78,7 @@ def test_the_exact_recipe_draws_and_answers_as_the_original_program_does(result:
 
 
 def test_files(result: Result, tmp_path: Path) -> None:
-    write_all(result, tmp_path / "demo")
+    write_all([result], tmp_path / "demo")
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == ["contact-sheet.png", "report.html", "results.json"]
     parser = Page()
     parser.feed((tmp_path / "demo" / "report.html").read_text(encoding="utf-8"))
@@ -90,10 +90,10 @@ def test_files(result: Result, tmp_path: Path) -> None:
         Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))).verify()
     for drawn in result.base.drawn:
         assert drawn.text in parser.text
-    assert "flashu demo --images 6 --questions 6 --seed 0 --steps 5" in parser.text
+    assert "--images 6 --questions 6 --seed 0 --steps 5" in parser.text
     with Image.open(tmp_path / "demo" / "contact-sheet.png") as sheet:
         assert sheet.width > 800
-    data = json.loads((tmp_path / "demo" / "results.json").read_text())
+    data = json.loads((tmp_path / "demo" / "results.json").read_text())["showo2"]
     paper = data["recipes"]["paper"]
     assert paper["generation_score"]["n"] == 6
     assert set(paper["against_original"]) == {"images", "answers"}
@@ -102,16 +102,48 @@ def test_files(result: Result, tmp_path: Path) -> None:
     assert {"hardware", "device", "cores", "threads", "torch", "flashu", "steps", "seconds"} <= set(data["about"])
 
 
+def test_several_models_and_edits(result: Result, tmp_path: Path) -> None:
+    """A model that edits stands beside one that does not: each picture before and after, and rows of its own."""
+    asked = edits(5, 0)
+    recipes = [
+        replace(
+            recipe,
+            edited=[
+                replace(drawn, group=edit.kind, text=edit.text, source=source, right=n > 0)
+                for n, ((edit, source, _), drawn) in enumerate(zip(asked, recipe.drawn, strict=False))
+            ],
+        )
+        for recipe in result.recipes
+    ]
+    editor = replace(result, recipes=recipes, about=result.about | {"model": "editor", "edits": 5})
+    write_all([result, editor], tmp_path)
+    parser = Page()
+    parser.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert not parser.open
+    assert len(parser.images) == 2 * (2 * 6 + 6) + 3 * 5
+    assert all(edit.text in parser.text for edit, _, _ in asked)
+    data = json.loads((tmp_path / "results.json").read_text())
+    assert data["editor"]["recipes"]["paper"]["edit_score"]["hits"] == 4
+    assert set(data["editor"]["recipes"]["paper"]["against_original"]) == {"images", "answers", "edits"}
+    assert "edit_score" not in data["showo2"]["recipes"]["paper"]
+    console = Console(width=80, file=io.StringIO())
+    console.print(summary([result, editor]))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("edit score") == 1
+    assert shown.count("image speed-up") == 2
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_answers_are_escaped(result: Result) -> None:
     fast = replace(result.fast, answered=[replace(a, got="<em>1 < 2") for a in result.fast.answered])
-    html = page(replace(result, recipes=[*result.recipes[:-1], fast]))
+    html = page([replace(result, recipes=[*result.recipes[:-1], fast])])
     assert html.count("&lt;em&gt;1 &lt; 2") == 6
     assert "<em>" not in html
 
 
 def test_the_table_fits_a_terminal(result: Result) -> None:
     console = Console(width=80, file=io.StringIO())
-    console.print(summary(result))
+    console.print(summary([result]))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in shown
     for word in ("generation score", "answer accuracy", "decoder passes", "image speed-up", "lost"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,34 +11,45 @@ import typer
 from flashu.cli import options as opt
 from flashu.cli.opened import open_engine
 from flashu.cli.output import emit, out, progress
+from flashu.errors import FlashUError
+
+MODELS = "scenes"
 
 
-@opt.offers(opt.EngineOptions, "model", "device")
+@opt.offers(opt.EngineOptions, "device")
 def demo(
     options: opt.EngineOptions,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("out/demo"),
-    images: Annotated[int, opt.number("items", "Images per recipe, spread over six categories.", least=6)] = 72,
-    questions: Annotated[int, opt.number("items", "Questions per recipe, spread over six kinds.", least=6)] = 120,
+    models: Annotated[str, typer.Option("--model", help="Embedded models, separated by commas.")] = MODELS,
+    images: Annotated[int, opt.number("items", "Images per recipe, spread over six categories.", least=6)] = 48,
+    questions: Annotated[int, opt.number("items", "Questions per recipe, spread over six kinds.", least=6)] = 60,
+    edits: Annotated[int, opt.number("items", "Edits per recipe, of five kinds, where a model edits.", least=5)] = 40,
     steps: opt.Steps = None,
     seed: opt.ItemSeed = 0,
     threads: Annotated[int, opt.number("threads", "CPU threads; more than one slows a model this small.")] = 1,
     minutes: Annotated[float, opt.number("minutes", "When to stop at the latest, with fewer items if need be.")] = 4,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Draw the same prompts and answer the same questions with and without FlashU; write a report and print a table."""
-    engine = open_engine(options)
+    """Draw the same prompts, answer the same questions and make the same edits with and without FlashU; write a report
+    and print a table."""
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    if not names:
+        raise FlashUError("--model names no model: give scenes, scenes-bagel, or both with a comma between them")
+    engines = [open_engine(replace(options, model=name)) for name in names]
     import torch
 
     from flashu.demo import compare, summary, write_all
 
     torch.set_num_threads(threads)
+    counts = {"images": images, "questions": questions, "edits": edits}
+    results = []
     with progress() as bars:
-        result = compare(
-            engine, images=images, questions=questions, steps=steps, seed=seed, seconds=60 * minutes, bars=bars
-        )
-    write_all(result, output)
+        for engine in engines:
+            seconds = 60 * minutes / len(engines)
+            results.append(compare(engine, **counts, steps=steps, seed=seed, seconds=seconds, bars=bars))
+    write_all(results, output)
     if as_json:
-        emit(result.to_dict())
+        emit({result.about["model"]: result.to_dict() for result in results})
         return
-    out().print(summary(result))
+    out().print(summary(results))
     out().print(f"report: {output / 'report.html'}   pictures: {output / 'contact-sheet.png'}", highlight=False)

@@ -22,6 +22,8 @@ from flashu.models.registry import family
 from flashu.models.weights import checkpoint_hash
 from flashu.scenes.benchmark import CATEGORIES, QUESTION_KINDS, Prompt, Question, blind_prior, judge
 from flashu.scenes.detector import detect
+from flashu.scenes.edits import EDIT_KINDS, Edit
+from flashu.scenes.edits import judge as edits_judge
 from flashu.scenes.questions import verdict
 from flashu.scenes.world import World
 
@@ -35,16 +37,19 @@ T = TypeVar("T")
 def compare(
     engine: Engine,
     *,
-    images: int = 72,
-    questions: int = 120,
+    images: int = 48,
+    questions: int = 60,
+    edits: int = 40,
     steps: int | None = None,
     seed: int = 0,
     seconds: float = 240,
     bars: Progress | None = None,
 ) -> Result:
-    """Draw and answer the demo's items by the original program, under the exact recipe and under FlashU's.
+    """Draw and answer the demo's items, and edit where the model can, by the original program, under the exact recipe
+    and under FlashU's.
 
-    A machine too slow for all of them within ``seconds`` does fewer rounds of six (one at least); questions first.
+    A machine too slow for all of them within ``seconds`` does fewer rounds (one at least of each kind); questions
+    first.
     """
     began = time.perf_counter()
     world, model = drawn_world(engine), engine.model
@@ -55,17 +60,26 @@ def compare(
     prompts, asked = items.prompts(images, seed, world), items.questions(questions, seed, world)
     ready = {result.name: warm_up(own, steps, world) for own, result in cases}
 
-    half = (began + time.perf_counter() + seconds) / 2  # when the questions must leave the rest to the images
-    for k, (question, image) in enumerate(in_time(asked, len(QUESTION_KINDS), half, "questions", bars)):
+    changes = items.edits(edits, seed, world) if engine.layout.edits else []
+    parts = 3 if changes else 2
+    start = time.perf_counter()
+    left = began + seconds - start
+    ends = [start + left * (n + 1) / parts for n in range(parts)]  # when each must leave the rest to the others
+    for k, (question, image) in enumerate(in_time(asked, len(QUESTION_KINDS), ends[0], "questions", bars)):
         for own, result in rotated(cases, k):
             result.answered.append(answer(own, question, image))
-    for k, (prompt, of_image) in enumerate(in_time(prompts, len(CATEGORIES), began + seconds, "images", bars)):
+    for k, (change, source, of_edit) in enumerate(in_time(changes, len(EDIT_KINDS), ends[-2], "edits", bars)):
+        for own, result in rotated(cases, k):
+            result.edited.append(edit(own, change, source, of_edit, steps, world))
+    for k, (prompt, of_image) in enumerate(in_time(prompts, len(CATEGORIES), ends[-1], "images", bars)):
         for own, result in rotated(cases, k):
             result.drawn.append(draw(own, prompt, of_image, steps, world))
     drawn, answered = len(results[-1].drawn), len(results[-1].answered)
     machine, defaults = conditions(model.device), engine.layout.defaults
     by_kind = grouped((question for question, _ in asked[:answered]), lambda question: question.kind)
     about = {
+        "model": model.name or model.spec.family,
+        "family": model.spec.family,
         "hardware": machine["device"],
         "device": str(model.device),
         **{name: machine[name] for name in ("cores", "threads", "system", "python", "torch", "flashu")},
@@ -76,11 +90,13 @@ def compare(
         "seed": seed,
         "images": drawn,
         "questions": answered,
+        "edits": len(results[-1].edited),
         "blind_prior": {kind: blind_prior(group) for kind, group in by_kind.items()},
         "token_pruning": token_pruning(engines[-1]),
         "ready_seconds": ready,
         "seconds": time.perf_counter() - began,
-        "command": f"flashu demo --images {drawn} --questions {answered} --seed {seed}"
+        "command": f"flashu demo --model {model.name} --images {drawn} --questions {answered} --seed {seed}"
+        + (f" --edits {len(results[-1].edited)}" if changes else "")
         + ("" if steps is None else f" --steps {steps}"),
     }
     return Result(results, about)
@@ -120,14 +136,13 @@ def warm_up(engine: Engine, steps: int | None, world: World) -> float:
 def draw(engine: Engine, prompt: Prompt, seed: int, steps: int | None, world: World) -> Item:
     made, seconds = timed(lambda: engine.generate(prompt.text, seed=seed, steps=steps), WallClock())
     found = detect(made.images, world)[0]
-    seen = ", ".join(f"{o.colour} {o.shape} {o.cell}" for o in found) or "nothing"
     # A prompt stands before the image, or is the first forward.
     planned = engine.explain("generation", steps=steps, prompt_tokens=made.trace[0].past or made.trace[0].tokens)
     return Item(
         prompt.category,
         prompt.text,
         made.images[0],
-        seen,
+        seen(found),
         judge(prompt, found),
         seconds,
         len(made.trace),
@@ -135,6 +150,28 @@ def draw(engine: Engine, prompt: Prompt, seed: int, steps: int | None, world: Wo
         planned.totals.flops,
         seed=seed,
     )
+
+
+def edit(engine: Engine, change: Edit, source: Image.Image, seed: int, steps: int | None, world: World) -> Item:
+    made, seconds = timed(lambda: engine.edit(source, change.text, seed=seed, steps=steps), WallClock())
+    found = detect(made.images, world)[0]
+    return Item(
+        change.kind,
+        change.text,
+        made.images[0],
+        seen(found),
+        edits_judge(change, found).right,
+        seconds,
+        len(made.trace),
+        sum(forward.rows > 0 for forward in made.trace),
+        0,
+        seed=seed,
+        source=source,
+    )
+
+
+def seen(found: Sequence[Any]) -> str:
+    return ", ".join(f"{o.colour} {o.shape} {o.cell}" for o in found) or "nothing"
 
 
 def answer(engine: Engine, question: Question, image: Image.Image) -> Item:

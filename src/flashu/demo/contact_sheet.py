@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageDraw, ImageFont
 
 from flashu.demo.items import Item
-from flashu.demo.result import Result
+from flashu.demo.result import Pair, Result
 from flashu.demo.table import milliseconds
 
 TILE, STRIP, GAP, TEXT, COLUMNS = 112, 17, 10, 44, 6
@@ -16,33 +18,62 @@ RIGHT, WRONG = "#1a7f4b", "#c0352b"
 SIZES = {"title": 22, "text": 13, "small": 12}
 
 
-def contact_sheet(result: Result) -> Image.Image:
-    """Pairs in reading order, by category."""
-    pairs = [pair for pairs in result.drawn_pairs().values() for pair in pairs]
-    pair_width, pair_height = 2 * TILE + GAP // 2, TILE + STRIP + TEXT
-    rows = -(-len(pairs) // COLUMNS)
-    width = 2 * MARGIN + COLUMNS * pair_width + (COLUMNS - 1) * 3 * GAP
-    sheet = Image.new("RGB", (width, 2 * MARGIN + HEAD + rows * (pair_height + GAP)), PAPER)
-    pen = ImageDraw.Draw(sheet)
+def contact_sheet(results: Sequence[Result]) -> Image.Image:
+    """A part for each model: pairs in reading order, by category; then edits, each after the picture it is of."""
+    parts = [part for result in results for part in _parts(result)]
+    width = max(part.width for part in parts)
+    sheet = Image.new("RGB", (width, sum(part.height for part in parts)), PAPER)
+    y = 0
+    for part in parts:
+        sheet.paste(part, (0, y))
+        y += part.height
+    return sheet.quantize(256, dither=Image.Dither.NONE)  # flat colours: a quarter of the file
+
+
+def _parts(result: Result) -> list[Image.Image]:
     base, fast = result.base, result.fast
-    title = f"{base.name} (left) and {fast.name} (right), same prompts, same seeds"
-    pen.text((MARGIN, MARGIN), title, INK, font(SIZES["title"]))
     times = {recipe: milliseconds(recipe.numbers()["image_seconds_median"]) for recipe in (base, fast)}
     line = (
         f"{base.name}: {base.score.hits} of {base.score.n} right, {times[base]} an image     "
         f"{fast.name}: {fast.score.hits} of {fast.score.n} right, {times[fast]}     "
         f"{result.speedup(fast, 'image'):.2f} times as fast"
     )
+    title = f"{result.about['model']}: {base.name} (left) and {fast.name} (right), same prompts, same seeds"
+    drawn = [pair for pairs in result.drawn_pairs().values() for pair in pairs]
+    parts = [_grid(title, line, drawn)]
+    if result.edits:
+        line = (
+            f"{base.name}: {base.edit_score.hits} of {base.edit_score.n} right     "
+            f"{fast.name}: {fast.edit_score.hits} of {fast.edit_score.n} right     "
+            f"{result.speedup(fast, 'edit'):.2f} times as fast"
+        )
+        edited = [pair for pairs in result.edited_pairs().values() for pair in pairs]
+        parts.append(_grid(f"{result.about['model']}, edits: before, {base.name}, {fast.name}", line, edited))
+    return parts
+
+
+def _grid(title: str, line: str, pairs: Sequence[Pair]) -> Image.Image:
+    tiles = 3 if pairs[0][0].source is not None else 2
+    columns = COLUMNS * 2 // tiles
+    group_width, group_height = tiles * TILE + (tiles - 1) * GAP // 2, TILE + STRIP + TEXT
+    rows = -(-len(pairs) // columns)
+    width = 2 * MARGIN + columns * group_width + (columns - 1) * 3 * GAP
+    sheet = Image.new("RGB", (width, 2 * MARGIN + HEAD + rows * (group_height + GAP)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN), title, INK, font(SIZES["title"]))
     pen.text((MARGIN, MARGIN + 34), line, FAINT, font(SIZES["text"]))
     for n, (left, right) in enumerate(pairs):
-        row, column = divmod(n, COLUMNS)
-        x = MARGIN + column * (pair_width + 3 * GAP)
-        y = MARGIN + HEAD + row * (pair_height + GAP)
+        row, column = divmod(n, columns)
+        x = start = MARGIN + column * (group_width + 3 * GAP)
+        y = MARGIN + HEAD + row * (group_height + GAP)
+        if left.source is not None:
+            sheet.paste(left.source.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
+            x += TILE + GAP // 2
         tile(sheet, pen, left, x, y)
         tile(sheet, pen, right, x + TILE + GAP // 2, y)
-        for k, words in enumerate(wrapped(pen, left.text, pair_width)):
-            pen.text((x, y + TILE + STRIP + 5 + 15 * k), words, INK, font(SIZES["small"]))
-    return sheet.quantize(256, dither=Image.Dither.NONE)  # flat colours: a quarter of the file
+        for k, words in enumerate(wrapped(pen, left.text, group_width)):
+            pen.text((start, y + TILE + STRIP + 5 + 15 * k), words, INK, font(SIZES["small"]))
+    return sheet
 
 
 def tile(sheet: Image.Image, pen: ImageDraw.ImageDraw, drawn: Item, x: int, y: int) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from PIL import Image
@@ -29,36 +30,46 @@ GROUPS = {"two": "two objects", "single": "single object", "attribution": "colou
 """Longer names of categories."""
 
 
-def write_all(result: Result, folder: Path) -> None:
+def write_all(results: Sequence[Result], folder: Path) -> None:
     """report.html, contact-sheet.png and results.json, each written whole or not at all."""
     sheet = io.BytesIO()
-    contact_sheet(result).save(sheet, "PNG")
-    write_json(folder / "results.json", result.to_dict())
+    contact_sheet(results).save(sheet, "PNG")
+    write_json(folder / "results.json", {result.about["model"]: result.to_dict() for result in results})
     atomic_write(folder / "contact-sheet.png", sheet.getvalue())
-    atomic_write(folder / "report.html", page(result))
+    atomic_write(folder / "report.html", page(results))
 
 
-def page(result: Result) -> str:
+def page(results: Sequence[Result]) -> str:
     """The whole page."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"png": png, "amount": amount, "count": count, "longer": lambda name: GROUPS.get(name, name)}
     template = environment.from_string((FOLDER / "report.html").read_text(encoding="utf-8"))
     return template.render(
         css=(FOLDER / "report.css").read_text(encoding="utf-8"),
-        result=result,
-        about=result.about,
-        base=result.base,
-        fast=result.fast,
-        table={recipe.name: cells(result, recipe) for recipe in result.recipes},
         meanings=MEANINGS,
-        notes=[line[0].upper() + line[1:] for line in notes(result)],
-        savings=savings(result),
-        by_category={
-            "pictures of": {recipe.name: right(recipe.drawn) for recipe in result.recipes},
-            "questions of": {recipe.name: right(recipe.answered) for recipe in result.recipes}
-            | {"commonest answer": {kind: f"{share:.0%}" for kind, share in result.about["blind_prior"].items()}},
-        },
+        models=[_model(result) for result in results],
     )
+
+
+def _model(result: Result) -> dict[str, Any]:
+    """What the page shows of one model."""
+    by_category = {
+        "pictures of": {recipe.name: right(recipe.drawn) for recipe in result.recipes},
+        "questions of": {recipe.name: right(recipe.answered) for recipe in result.recipes}
+        | {"commonest answer": {kind: f"{share:.0%}" for kind, share in result.about["blind_prior"].items()}},
+    }
+    if result.edits:
+        by_category["edits of"] = {recipe.name: right(recipe.edited) for recipe in result.recipes}
+    return {
+        "result": result,
+        "about": result.about,
+        "base": result.base,
+        "fast": result.fast,
+        "table": {recipe.name: cells(result, recipe) for recipe in result.recipes},
+        "notes": [line[0].upper() + line[1:] for line in notes(result)],
+        "savings": savings(result),
+        "by_category": by_category,
+    }
 
 
 def savings(result: Result) -> list[tuple[str, float, float]]:

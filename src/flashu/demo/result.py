@@ -22,17 +22,34 @@ class RecipeResult:
     recipe: dict[str, Any]
     drawn: list[Item] = field(default_factory=list)
     answered: list[Item] = field(default_factory=list)
+    edited: list[Item] = field(default_factory=list)
+    """Nothing where the model does not edit."""
 
     @property
     def score(self) -> Rate:
         return _right(self.drawn)
 
     @property
+    def edit_score(self) -> Rate:
+        return _right(self.edited)
+
+    @property
     def accuracy(self) -> Rate:
         return _right(self.answered)
 
     def numbers(self) -> dict[str, Any]:
-        return {
+        edits = (
+            {
+                "edits": len(self.edited),
+                "edit_seconds_median": median(item.seconds for item in self.edited),
+                "edit_forwards": fmean(item.forwards for item in self.edited),
+                "edit_decoder_passes": fmean(item.passes for item in self.edited),
+                "edit_score": _rate(self.edit_score),
+            }
+            if self.edited
+            else {}
+        )
+        return edits | {
             "images": len(self.drawn),
             "image_seconds_median": median(item.seconds for item in self.drawn),
             "image_forwards": fmean(item.forwards for item in self.drawn),
@@ -46,15 +63,16 @@ class RecipeResult:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Every item, without its image."""
-        names = [f.name for f in fields(Item) if f.name != "image"]
-        both = {"drawn": self.drawn, "answered": self.answered}
-        return {what: [{name: getattr(item, name) for name in names} for item in done] for what, done in both.items()}
+        """Every item, without its images."""
+        names = [f.name for f in fields(Item) if f.name not in ("image", "source")]
+        every = {"drawn": self.drawn, "answered": self.answered, "edited": self.edited}
+        return {what: [{name: getattr(item, name) for name in names} for item in done] for what, done in every.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """All recipes on the same items. ``about``: hardware, versions, settings, times; JSON-ready."""
+    """All recipes of one model on the same items. ``about``: the model, hardware, versions, settings, times;
+    JSON-ready."""
 
     recipes: list[RecipeResult]
     about: dict[str, Any]
@@ -69,6 +87,14 @@ class Result:
         """The recipe the demo is about: the last."""
         return self.recipes[-1]
 
+    @property
+    def edits(self) -> bool:
+        return bool(self.base.edited)
+
+    def edited_pairs(self) -> dict[str, list[Pair]]:
+        """(baseline, fast) of every edit, by kind."""
+        return grouped(zip(self.base.edited, self.fast.edited, strict=True), lambda pair: pair[0].group)
+
     def drawn_pairs(self) -> dict[str, list[Pair]]:
         """(baseline, fast) of every prompt, by category."""
         return grouped(zip(self.base.drawn, self.fast.drawn, strict=True), lambda pair: pair[0].group)
@@ -78,14 +104,16 @@ class Result:
         return grouped(zip(self.base.answered, self.fast.answered, strict=True), lambda pair: pair[0].group)
 
     def speedup(self, recipe: RecipeResult, what: str) -> float:
-        """Over the baseline; ``what``: image or answer."""
+        """Over the baseline; ``what``: image, answer or edit."""
         name = f"{what}_seconds_median"
         return self.base.numbers()[name] / recipe.numbers()[name]
 
     def paired(self, recipe: RecipeResult) -> dict[str, Paired]:
         """What changed from the baseline, item by item."""
-        both = {"images": (self.base.drawn, recipe.drawn), "answers": (self.base.answered, recipe.answered)}
-        return {what: mcnemar([a.right for a in old], [b.right for b in new]) for what, (old, new) in both.items()}
+        every = {"images": (self.base.drawn, recipe.drawn), "answers": (self.base.answered, recipe.answered)}
+        if self.edits:
+            every["edits"] = (self.base.edited, recipe.edited)
+        return {what: mcnemar([a.right for a in old], [b.right for b in new]) for what, (old, new) in every.items()}
 
     def to_dict(self) -> dict[str, Any]:
         recipes = {}
@@ -94,7 +122,8 @@ class Result:
                 name: {"lost": p.lost, "won": p.won, "same": p.same, "mcnemar_p": p.p}
                 for name, p in self.paired(recipe).items()
             }
-            speed = {f"{what}_speedup": self.speedup(recipe, what) for what in ("image", "answer")}
+            kinds = ("image", "answer", "edit") if self.edits else ("image", "answer")
+            speed = {f"{what}_speedup": self.speedup(recipe, what) for what in kinds}
             more = {f"against_{self.base.name}": pairs, "recipe": recipe.recipe}
             recipes[recipe.name] = recipe.numbers() | speed | more
         items = {recipe.name: recipe.to_dict() for recipe in self.recipes}
