@@ -139,15 +139,16 @@ RecipeSource: TypeAlias = Recipe | FlashUConfig | str | Path
 def load_recipe(source: RecipeSource, target: Target | None = None) -> Recipe:
     """A recipe from itself, from settings, from a preset's name, or from a file.
 
-    A general preset leaves out, and logs, the methods that ``target`` has no structure for. A tuned preset is for the
-    model it was tuned on: `RecipeError` for any other.
+    A general preset, and the papers' settings, leave out, and log, the methods that ``target`` has no structure for. A
+    tuned preset is for the model it was tuned on: `RecipeError` for any other.
     """
     if isinstance(source, Recipe):
         return source
+    spec = None if target is None else target.spec
     if isinstance(source, FlashUConfig):
-        return source.recipe()
+        return fitting(source.recipe(), spec)
     if source in PRESETS:
-        return fitting(PRESETS[str(source)](), None if target is None else target.spec)
+        return fitting(PRESETS[str(source)](), spec)
     path = _path(source, target)
     data = _read(path)
     wanted = data.get("model_hash")

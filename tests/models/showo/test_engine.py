@@ -227,13 +227,14 @@ def test_every_recipe_runs_or_is_refused(engine: Engine, model: ShowO, task: str
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets(engine: Engine, preset: str) -> None:
-    if preset == "reference":
-        with pytest.raises(RecipeError, match="another family"):
-            engine.with_recipe(preset).generate("w1", steps=5)
-        return
     own = engine.with_recipe(preset)
     assert own.generate("w1", steps=10).latents.shape == (1, COUNT)
     assert own.answer(own.generate("w1", steps=10).images[0], "w2").tokens
+
+
+def test_padded_rows_are_refused(engine: Engine) -> None:
+    with pytest.raises(RecipeError, match="another family"):
+        engine.with_recipe(Recipe(padded=True)).generate("w1", steps=5)
 
 
 def test_patch_and_remove(model: ShowO) -> None:

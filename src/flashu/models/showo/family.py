@@ -11,6 +11,9 @@ from flashu.models.defaults import GenerationDefaults
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
 from flashu.models.showo.codecs import CELLS
+from flashu.models.showo.dropin.adopt import recognizes
+from flashu.models.showo.dropin.handle import DropIn
+from flashu.models.showo.dropin.scripts import answering, drawing
 from flashu.models.showo.layout import sizes_of
 from flashu.models.showo.load import load_processor, read_manifest, save_model
 from flashu.models.showo.official import official_config, official_defaults
@@ -69,6 +72,9 @@ FAMILY = Family(
     reference=Reference,
     save=save_model,
     processor=lambda checkpoint: load_processor(checkpoint.source, autoencoder=None, clip=None),
+    recognizes=recognizes,
+    authors=DropIn,
+    scripts={"t2i": drawing, "mmu": answering},
     random=named_model,
     random_sizes=tuple(NAMED),
     # The scripts of the authors' README, for 512 px.

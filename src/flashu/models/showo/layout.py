@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from flashu.models.showo.config import ShowOConfig
 from flashu.models.showo.model import ShowO
 from flashu.models.showo.processor import FACTOR, Processor
 from flashu.models.showo.spec import spec_of
+from flashu.models.showo.text import SpecialIds
 from flashu.models.video import Video
 from flashu.plan import MAIN, Guidance
 from flashu.plan.explain import Sizes
@@ -26,6 +28,7 @@ from flashu.plan.recipe import Recipe
 from flashu.runtime.layout import Segment, TokenLayout
 
 UNCOND = "uncond"
+PADDED = "the released FlashU program is for another family: leave reference and padded mode"
 AT_ONCE = 8  # pictures the image tokenizer encodes at a time
 SCHEDULES: Mapping[str, Schedule] = {"original": "compounding", "maskgit": "maskgit"}
 
@@ -36,18 +39,20 @@ class ShowOLayout:
     conversation], of which all see the features. The original's left padding is left out: nothing but padding sees it,
     and the rotary embedding is relative."""
 
+    edits = thinks = False
+    settings: frozenset[str] = frozenset()
+
     def __init__(self, model: ShowO, processor: Processor) -> None:
         self.model, self.processor = model, processor
         self.defaults: GenerationDefaults = processor.defaults
         self.draws = processor.vae is not None
         self.sees = processor.clip is not None if model.config.clip_size is not None else self.draws
-        count = model.config.image_tokens
-        self._image = TokenLayout.causal([count + 2]).block(0, count + 2, slice(1, count + 1))
+        self.block = partial(block, processor.text.ids)
 
     # -- drawing -----------------------------------------------------------------------------------------------
     def draw(self, requests: Sequence[DrawRequest], recipe: Recipe) -> list[list[Action]]:
         if recipe.padded:
-            raise RecipeError("the released FlashU program is for another family: leave reference and padded mode")
+            raise RecipeError(PADDED)
         for request in requests:
             if request.images:
                 raise FlashUError("Show-o does not edit by instruction: draw a part again with generate(image=, mask=)")
@@ -72,12 +77,6 @@ class ShowOLayout:
         if scales:
             actions.append(Append((UNCOND,), (words(text.null_prompt()),)))
         return [*actions, Draw(Guidance(scales), request.steps or self.defaults.steps, sampler)]
-
-    def block(self, ids: Tensor) -> Segment:
-        """The image block [soi, ids, eoi]: bidirectional, soi and eoi as well; the codes are read."""
-        marks = self.processor.text.ids
-        content = F.pad(F.pad(ids, (1, 0), value=marks.soi), (0, 1), value=marks.eoi)
-        return Segment(content, self._image, len(content), None, range(1, len(ids) + 1))
 
     def first(self, known: Known | None) -> Tensor:
         """The image [N] before the first forward: unknown, but for what is given."""
@@ -113,7 +112,7 @@ class ShowOLayout:
         return F.interpolate(white, size=(side, side), mode="bicubic", align_corners=False).flatten() >= 0.5
 
     def padded_text(self, prompt: str) -> Segment:
-        raise RecipeError("the released FlashU program is for another family: calibrate without reference mode")
+        raise RecipeError(PADDED)
 
     # -- seeing ------------------------------------------------------------------------------------------------
     def answer(self, requests: Sequence[AnswerRequest]) -> list[list[Action]]:
@@ -173,11 +172,10 @@ class ShowOLayout:
         marks = self.processor.text.ids
         before, count = self.processor.text.system(), len(features)
         start, stop = len(before), len(before) + count
-        layout = TokenLayout.causal([stop + 1])
-        order, sees, visual = layout.order.clone(), layout.sees.clone(), layout.visual.clone()
-        order[:, start:stop], sees[:, start:stop], visual[:, start:stop] = -1, start - 1, True
+        visual = torch.zeros(stop + 1, dtype=torch.bool)
+        visual[start:stop] = True
+        layout = seen_by_all(stop + 1, start, stop, visual)
         content = (torch.tensor(before), features, torch.tensor([marks.eoi]))
-        layout = replace(layout, order=order, sees=sees, visual=visual)
         return Segment(content, layout, stop + 1, ("features", id(features)))
 
     def _still(self, visual: Visual) -> Picture:
@@ -215,6 +213,26 @@ class ShowOLayout:
 def words(ids: Sequence[int]) -> Segment:
     """A segment of text."""
     return Segment(torch.tensor(ids), TokenLayout.causal([len(ids)]), len(ids), tuple(ids))
+
+
+@lru_cache(maxsize=8)
+def _image_layout(count: int) -> TokenLayout:
+    return TokenLayout.causal([count + 2]).block(0, count + 2, slice(1, count + 1))
+
+
+def block(marks: SpecialIds, ids: Tensor) -> Segment:
+    """The image block [soi, ids, eoi]: bidirectional, soi and eoi as well; the codes are read."""
+    content = F.pad(F.pad(ids, (1, 0), value=marks.soi), (0, 1), value=marks.eoi)
+    return Segment(content, _image_layout(len(ids)), len(content), None, range(1, len(ids) + 1))
+
+
+def seen_by_all(length: int, start: int, stop: int, visual: Tensor) -> TokenLayout:
+    """A causal row in which all see the tokens start..stop, also what stands before them; ``visual`` [S]: image
+    tokens."""
+    layout = TokenLayout.causal([length])
+    order, sees = layout.order.clone(), layout.sees.clone()
+    order[:, start:stop], sees[:, start:stop] = -1, start - 1
+    return replace(layout, order=order, sees=sees, visual=visual[None])
 
 
 def image_tokens(config: ShowOConfig, factor: int, height: int | None, width: int | None) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import flashu
 from flashu.models.showo2.dropin.masks import as_in_training, layout_of, with_images_marked
-from flashu.models.showo2.dropin.talking import drawn_token
+from flashu.models.adopt import sampled_token
 from flashu.plan.methods import TokenPrune
 
 Goldens = dict[str, Tensor]
@@ -96,7 +96,7 @@ def test_sampling_goes_on_with_the_same_generator(goldens: Goldens, original: Or
 
 def test_top_p_keeps_the_fewest_tokens() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    kept = {int(drawn_token(logits, temperature=1.0, top_k=None, top_p=0.6)) for _ in range(200)}
+    kept = {int(sampled_token(logits, temperature=1.0, top_k=None, top_p=0.6)) for _ in range(200)}
     assert kept == {0, 1}
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flashu.errors import CheckpointError
+from flashu.models.adopt import place, share_parameters
 from flashu.models.layers import RotaryEmbedding
 from flashu.models.showo2.config import HeadConfig, LLMConfig, ShowO2Config, VisionConfig
 from flashu.models.showo2.model import ShowO2
@@ -48,18 +49,7 @@ def adopted(
 
 def share(view: ShowO2, module: nn.Module, exact_rope: bool = False) -> None:
     """Point every parameter and buffer of ``view`` at those of ``module``; `CheckpointError` unless they correspond."""
-    theirs = dict(module.named_parameters(remove_duplicate=False))
-    ours = dict(view.named_parameters(remove_duplicate=False))
-    if wrong := sorted(theirs.keys() ^ ours.keys()):
-        raise CheckpointError(f"{type(module).__name__} has other weights than a Show-o2 of its size: {wrong[:6]}")
-    for name, parameter in theirs.items():
-        if parameter.shape != ours[name].shape:
-            raise CheckpointError(
-                f"{name} is {list(parameter.shape)}, a Show-o2 of this size has {list(ours[name].shape)}"
-            )
-    for name, parameter in theirs.items():
-        owner, leaf = place(view, name)
-        setattr(owner, leaf, parameter)
+    share_parameters(view, module, "Show-o2")
     buffers = dict(module.named_buffers(remove_duplicate=False))
     for name, _ in list(view.named_buffers(remove_duplicate=False)):
         owner, leaf = place(view, name)
@@ -70,16 +60,6 @@ def share(view: ShowO2, module: nn.Module, exact_rope: bool = False) -> None:
         setattr(owner, leaf, buffers[source])
     if exact_rope:
         _exact_rope(view, module)
-
-
-def stamp(module: nn.Module) -> tuple[object, ...]:
-    """Changes whenever a weight or buffer is replaced, cast, moved or written to."""
-
-    def state(t: Tensor) -> tuple[object, ...]:
-        # The storage, as assigning ``.data`` (weights swapped for their average) changes neither id nor version.
-        return id(t), t.untyped_storage().data_ptr(), t.dtype, t.device, None if t.is_inference() else t._version
-
-    return tuple(state(t) for group in (module.parameters(), module.buffers()) for t in group)
 
 
 def sizes(module: Any, unpatchify: Unpatchify = "raster", understanding_block: Block = "script") -> ShowO2Config:
@@ -121,11 +101,6 @@ def sizes(module: Any, unpatchify: Unpatchify = "raster", understanding_block: B
     _, channels, patch, _ = module.image_embedder_gen.proj.weight.shape
     height, across = _grid(module)
     return ShowO2Config(llm, semantic, flow, channels, height, across, patch, unpatchify, understanding_block)
-
-
-def place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    owner, _, leaf = name.rpartition(".")
-    return model.get_submodule(owner), leaf
 
 
 def _eps(norm: Any) -> float:

@@ -7,39 +7,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flashu.errors import FlashUError
+from flashu.interfaces.bound import BoundMethods
 from flashu.models.showo2.dropin.drawing import Call
 
 if TYPE_CHECKING:
     from flashu.models.showo2.dropin.handle import DropIn
 
-METHODS = ("t2i_generate", "mmu_generate", "lm_generate", "mm_generate")
 
+class ShowO2Methods(BoundMethods):
+    """Calls on one instance, answered by a `DropIn`, or by the instance's own class where that cannot."""
 
-class BoundMethods:
-    """Calls on one instance, answered by a `DropIn`, or by the instance's own class where that cannot.
-
-    ``before``: what the instance itself was bound to under these names.
-    """
+    METHODS = ("t2i_generate", "mmu_generate", "lm_generate", "mm_generate")
 
     def __init__(self, module: nn.Module, behind: DropIn) -> None:
-        self.module = module
+        super().__init__(module)
         self.behind = behind
-        names = (*METHODS, "__getstate__")
-        self.before = {name: vars(module)[name] for name in names if name in vars(module)}
-
-    def bind(self) -> None:
-        for name in METHODS:
-            vars(self.module)[name] = getattr(self, name)
-        vars(self.module)["__getstate__"] = self.plain_state
-
-    def plain_state(self) -> Any:
-        """The instance's state without these methods: copies and pickles are unpatched."""
-        own = getattr(type(self.module), "__getstate__", None)
-        state = own(self.module) if own not in (None, getattr(object, "__getstate__", None)) else vars(self.module)
-        if not isinstance(state, dict):
-            return state
-        return {k: v for k, v in state.items() if getattr(v, "__self__", None) is not self} | self.before
 
     def t2i_generate(
         self,
@@ -63,7 +45,7 @@ class BoundMethods:
             v = self.behind.velocity(self.module, call)
             if v is not None:
                 return v
-        return self._original("t2i_generate")(
+        return self.original("t2i_generate")(
             image_latents=image_latents,
             t=t,
             text_tokens=text_tokens,
@@ -93,7 +75,7 @@ class BoundMethods:
         )
         if tokens is not None:
             return [torch.tensor(token, device=input_embeds.device) for token in tokens]
-        return self._original("mmu_generate")(
+        return self.original("mmu_generate")(
             input_embeds=input_embeds,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
@@ -121,7 +103,7 @@ class BoundMethods:
         if attention_mask is None:
             x = self.behind.embed(self.module, row)
             text = self._text(x, None, given)
-        return self._original("lm_generate")(**given) if text is None else text
+        return self.original("lm_generate")(**given) if text is None else text
 
     def mm_generate(
         self,
@@ -145,7 +127,7 @@ class BoundMethods:
             row = torch.tensor([input_ids], device=self.behind.model.device)
             x = self.behind.spliced(self.module, row, image_latents, t, modality_positions)
             text = self._text(x, attention_mask, given)
-        return self._original("mm_generate")(**given) if text is None else text
+        return self.original("mm_generate")(**given) if text is None else text
 
     def _text(self, x: Tensor, mask: Tensor | None, given: dict[str, Any]) -> str | None:
         tokenizer, ids = given["tokenizer"], given["input_ids"]
@@ -156,18 +138,3 @@ class BoundMethods:
             return None
         ids.extend(tokens)
         return tokenizer.decode(tokens, skip_special_tokens=False)
-
-    def _original(self, name: str) -> Any:
-        if name in self.before:
-            return self.before[name]
-        if not hasattr(type(self.module), name):
-            raise FlashUError(f"{type(self.module).__name__} has no {name}, and this call needs the original")
-        return getattr(type(self.module), name).__get__(self.module)
-
-
-def unbind(module: nn.Module) -> None:
-    """Leave an instance as it was before `BoundMethods.bind`."""
-    bound: BoundMethods = vars(module)["t2i_generate"].__self__
-    for name in (*METHODS, "__getstate__"):
-        del vars(module)[name]
-    vars(module).update(bound.before)

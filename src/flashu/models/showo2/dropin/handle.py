@@ -15,9 +15,11 @@ from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.engine import recipe_for
 from flashu.inference.prepared import PreparedRecipe
 from flashu.inference.run import StepTrace
+from flashu.interfaces.bound import unbind
+from flashu.models.adopt import stamp
 from flashu.models.showo2 import naive
-from flashu.models.showo2.dropin.adopt import Block, Unpatchify, adopted, share, stamp
-from flashu.models.showo2.dropin.bound import BoundMethods, unbind
+from flashu.models.showo2.dropin.adopt import Block, Unpatchify, adopted, share
+from flashu.models.showo2.dropin.bound import ShowO2Methods
 from flashu.models.showo2.dropin.drawing import Call, Drawing, absolute
 from flashu.models.showo2.dropin.grid import DEMO
 from flashu.models.showo2.dropin.masks import as_in_training, layout_of, with_images_marked
@@ -84,7 +86,7 @@ class DropIn:
 
     def bind(self, module: nn.Module) -> None:
         """Answer the instance's calls from now on."""
-        BoundMethods(module, self).bind()
+        ShowO2Methods(module, self).bind()
 
     def unbind(self, module: nn.Module) -> None:
         unbind(module)
