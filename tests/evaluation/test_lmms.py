@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -76,6 +77,40 @@ def test_requests_are_answered_in_their_order(plugin: Any, tmp_path: Path) -> No
         limit = asked.args[1]["max_new_tokens"]
         answer = engine.answer(lmms_task.pictures(doc)[0], lmms_task.question(doc), max_new_tokens=limit).text
         assert said == (answer if limit == 32 else answer.split("so")[0]).strip()
+
+
+def test_pictures_stand_where_the_messages_put_them(plugin: Any) -> None:
+    """Before, between and after the text; texts of several messages are lines."""
+    model = plugin.FlashUChat("scenes", device="cpu", batch_size=2)
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    image = lambda url: {"type": "image", "url": url}  # noqa: E731
+    text = lambda words: {"type": "text", "text": words}  # noqa: E731
+    docs = [
+        [{"role": "user", "content": [image(red), image(blue), text("which colour is the circle?")]}],
+        [{"role": "user", "content": [text("is"), image(red), text("the same as"), image(blue)]}],
+        [{"role": "system", "content": "one word"}, {"role": "user", "content": [text("which colour?"), image(red)]}],
+        [{"role": "user", "content": [text("how many circles are there?")]}],
+    ]
+    model.task_dict = {"task": {"test": docs}}
+    asked = {"max_new_tokens": 3}
+    requests = [SimpleNamespace(args=("", lambda doc: doc, asked, n, "task", "test")) for n in range(len(docs))]
+    said = model.generate_until(requests)
+    engine = model.engine
+    expected = [
+        engine.answer([[red, blue]], ["which colour is the circle?"], max_new_tokens=3)[0],
+        engine.answer([[red, blue]], ["is<image>the same as<image>"], max_new_tokens=3)[0],
+        engine.answer([[red]], ["one word\nwhich colour?<image>"], max_new_tokens=3)[0],
+        engine.chat("how many circles are there?", max_new_tokens=3),
+    ]
+    assert said == [answer.text.strip() for answer in expected]
+
+
+def test_the_manifest_offers_both_kinds(plugin: Any) -> None:
+    manifest = plugin.manifest()
+    assert plugin.FlashU.is_simple
+    assert not plugin.FlashUChat.is_simple
+    for path in (manifest.simple_class_path, manifest.chat_class_path):
+        assert hasattr(plugin, path.rpartition(".")[2])
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:
@@ -196,14 +231,14 @@ def test_the_official_tasks_ask_and_score(tmp_path: Path, monkeypatch: pytest.Mo
     model = tiny_model()
     asked: list[tuple[Any, str]] = []
 
-    def answered(self: flashu.Engine, images: list[Any], questions: list[str], **settings: Any) -> list[Any]:
-        asked.extend(zip(images, questions, strict=True))
-        return answer(self, images, questions, **settings | {"max_new_tokens": 2})
+    def answered(self: flashu.Engine, requests: list[Any], **settings: Any) -> list[Any]:
+        asked.extend((picture, request.text) for request in requests for picture in request.images)
+        return respond(self, [replace(request, max_new_tokens=2) for request in requests], **settings)
 
-    answer = flashu.Engine.answer
+    respond = flashu.Engine.respond
     monkeypatch.setattr(datasets, "load_dataset", made_up)
     monkeypatch.setattr("flashu.evaluation.lmms.open_model", lambda *_, **__: model)
-    monkeypatch.setattr(flashu.Engine, "answer", answered)
+    monkeypatch.setattr(flashu.Engine, "respond", answered)
     monkeypatch.setattr("flashu.evaluation.lmms.cut", lambda *_: "A")
     monkeypatch.setenv("OPENAI_API_KEY", "none: every answer is a letter, which needs no judge")
     monkeypatch.chdir(tmp_path)
@@ -215,11 +250,11 @@ def test_the_official_tasks_ask_and_score(tmp_path: Path, monkeypatch: pytest.Mo
         batch_size=1,
         device="cpu",
     )["results"]
-    assert len(asked) == 7
+    assert len(asked) == 8  # one question shows two pictures
     words = "\n".join(question for _, question in asked)
     assert "Answer the question using a single word or phrase." in words
     assert "Answer with the option's letter from the given choices directly." in words
-    assert {image.size for image, _ in asked} == {(40, 24), (80, 24)}  # two pictures stand side by side
+    assert {image.size for image, _ in asked} == {(40, 24)}
     assert results["mmstar"]["average,none"] == results["mmmu_val"]["mmmu_acc,none"] == 1
     assert results["mmbench_en_dev"]["gpt_eval_score,none"] == 100
     assert results["gqa"]["exact_match,none"] == results["mme"]["mme_perception_score,none"] == 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import flashu
-from flashu.inference.actions import Append, Decode
+from flashu.inference.actions import AnswerRequest, Append, Decode
 from flashu.inference.run import Run, complete
 from flashu.models.layers import AttentionContext
 from flashu.models.showo2 import naive
@@ -49,6 +49,31 @@ def whole(model: flashu.ShowO2, segments: Sequence[Segment]) -> tuple[Tensor, To
     for segment in segments[1:]:
         layout = layout.cat(segment.layout.shifted(layout.shape[1], layout.shape[1]))
     return torch.cat(model.embed([segment.content for segment in segments]))[None], layout
+
+
+def test_pictures_stand_where_the_text_says(model: flashu.ShowO2) -> None:
+    """Each framed as a single one, the words before, between and after them."""
+    text = text_of(model)
+    before, after = text.question("w1 w2")
+    w = {n: text.encode(f"w{n}") for n in (1, 2, 3)}
+    assert text.question_parts("w3<image>w1 w2", 1) == [[*before[:-1], *w[3], 252], after]
+    spread = text.question_parts("<image>w3<image>w1 w2", 2)
+    assert spread == [before, [253, *w[3], 252], after]
+    last = text.question_parts("w1 w2<image>", 1)
+    assert last == [[*before[:-1], *text.encode("w1 w2"), 252], [253, *text.encode(text.chat.assistant)]]
+    engine = flashu.Engine(model, model.processor)
+    pictures = [torch.rand(3, 64, 64) * 2 - 1 for _ in range(2)]
+    placed = engine.answer([pictures], ["w3<image>w1<image>w2"], max_new_tokens=4)[0]
+    ids = engine.processor.row("w3<image>w1<image>w2", 2)
+    assert ids.count(engine.processor.placeholder) == 2
+    assert placed.tokens == engine.respond([AnswerRequest("", tuple(pictures), 4, ids)])[0].tokens
+    plain = engine.answer([pictures], ["<image><image>w3 w1 w2"], max_new_tokens=4)[0]
+    assert plain.tokens == engine.answer([pictures], ["w3 w1 w2"], max_new_tokens=4)[0].tokens
+    for words, shown in (("w1<image>", pictures), ("<image><image>w1", pictures[:1])):
+        with pytest.raises(flashu.PromptError, match="one place for each, or none"):
+            engine.answer([shown], [words])
+    with pytest.raises(flashu.PromptError, match="for 0 pictures"):
+        engine.chat("what is <image>")
 
 
 def test_parts_frame_every_image(model: flashu.ShowO2) -> None:

@@ -6,6 +6,7 @@ Only lmms-eval imports this file, through the entry point group "lmms_eval.model
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
 from flashu.errors import FlashUError
-from flashu.evaluation.lmms_requests import beside, cut, grouped
+from flashu.evaluation.lmms_requests import cut, grouped, request_of
 from flashu.evaluation.shard import Shard
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.engine import Engine
@@ -25,7 +26,8 @@ from flashu.models.weights import checkpoint_hash
 
 def manifest() -> ModelManifest:
     """What lmms-eval reads at its start; the model's name there is "flashu"."""
-    return ModelManifest(model_id="flashu", simple_class_path="flashu.evaluation.lmms.FlashU")
+    here = "flashu.evaluation.lmms"
+    return ModelManifest(model_id="flashu", simple_class_path=f"{here}.FlashU", chat_class_path=f"{here}.FlashUChat")
 
 
 class FlashU(lmms):
@@ -33,7 +35,8 @@ class FlashU(lmms):
     or a recipe file. ``calibration``: a file `flashu calibrate` wrote, else the checkpoint's, else it is gathered
     before the first question.
 
-    Greedy unless the task sets a temperature. Several images of one question are shown side by side as one.
+    Greedy unless the task sets a temperature. Images stand before the question; a model that takes one alone is shown
+    several side by side.
     """
 
     is_simple = True
@@ -82,11 +85,12 @@ class FlashU(lmms):
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """One answer per request, in their order; those with equal settings are answered in batches."""
         found: list[str] = [""] * len(requests)
-        for places, settings in grouped([request.args[1] for request in requests], self.batch_size):
+        for places, settings in grouped([self._settings(request) for request in requests], self.batch_size):
             answers = self._answers([requests[n] for n in places], settings)
             for place, answer in zip(places, answers, strict=True):
                 found[place] = answer
-                self.cache_hook.add_partial("generate_until", requests[place].args[:2], answer)
+                given = requests[place].args[0], self._settings(requests[place])
+                self.cache_hook.add_partial("generate_until", given, answer)
         return found
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -95,26 +99,40 @@ class FlashU(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError("FlashU answers one question at a time; choose a task of one round")
 
+    def _settings(self, request: Instance) -> dict[str, Any]:
+        return request.args[1]
+
+    def _messages(self, request: Instance) -> Sequence[Mapping[str, Any]]:
+        """A request as messages, their contents in the order they are shown in."""
+        context, _, visuals, doc, task, split = request.args
+        found = list(visuals(self.task_dict[task][split][doc]) or ())
+        if not all(isinstance(visual, Image.Image) for visual in found):
+            raise FlashUError(f"task {task} shows something else than images: it cannot be answered here")
+        shown = [{"type": "image", "url": visual} for visual in found]
+        return [{"role": "user", "content": [*shown, {"type": "text", "text": context}]}]
+
     def _answers(self, requests: list[Instance], settings: dict[str, Any]) -> list[str]:
-        images, questions = [], []
-        for request in requests:
-            context, _, visuals, doc, task, split = request.args
-            images.append(beside(_pictures(visuals(self.task_dict[task][split][doc]), task)))
-            questions.append(context.replace("<image>", "").strip())
-        sampling = {
-            "max_new_tokens": int(settings.get("max_new_tokens") or self.max_new_tokens),
-            "temperature": float(settings.get("temperature") or 0) if settings.get("do_sample", True) else 0.0,
-            "top_p": settings.get("top_p") or None,
-        }
-        answers = self.engine.answer(images, questions, **sampling)
+        most, limit = self.engine.model.spec.pictures, int(settings.get("max_new_tokens") or self.max_new_tokens)
+        asked = [request_of(self._messages(request), most, limit) for request in requests]
+        answers = self.engine.respond(
+            asked,
+            temperature=float(settings.get("temperature") or 0) if settings.get("do_sample", True) else 0.0,
+            top_p=settings.get("top_p") or None,
+        )
         return [cut(answer.text, settings.get("until")) for answer in answers]
 
 
-def _pictures(visuals: Any, task: str) -> list[Image.Image]:
-    found = list(visuals or ())
-    if not found or not all(isinstance(visual, Image.Image) for visual in found):
-        raise FlashUError(f"task {task} shows something else than images: it cannot be answered here")
-    return found
+class FlashUChat(FlashU):
+    """The same for tasks that give messages: pictures before, between and after the text, where the task puts them."""
+
+    is_simple = False
+
+    def _settings(self, request: Instance) -> dict[str, Any]:
+        return request.args[2]
+
+    def _messages(self, request: Instance) -> Sequence[Mapping[str, Any]]:
+        _, messages, _, doc, task, split = request.args
+        return messages(self.task_dict[task][split][doc])
 
 
 def _place(device: str | None) -> torch.device:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
+
+from flashu.errors import FlashUError
+from flashu.inference.actions import AnswerRequest
+from flashu.models.video import Video
+from flashu.models.words import IMAGE
 
 
 def grouped(settings: Sequence[dict[str, Any]], size: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
@@ -17,6 +22,42 @@ def grouped(settings: Sequence[dict[str, Any]], size: int) -> Iterator[tuple[lis
     for places in same.values():
         for at in range(0, len(places), size):
             yield places[at : at + size], dict(settings[places[at]])
+
+
+def request_of(messages: Sequence[Mapping[str, Any]], most: int | None, limit: int | None) -> AnswerRequest:
+    """A question of messages, whose contents are texts ({"type": "text", "text"}), images and videos ({"type", "url"})
+    in any order. ``most``: pictures that a model takes (`ModelSpec.pictures`); more are shown to it side by side, before
+    the text. ``limit``: its ``max_new_tokens``. `FlashUError` for other contents."""
+    lines: list[str] = []
+    shown: list[Any] = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        line = ""
+        for part in parts:
+            kind = part["type"]
+            if kind == "text":
+                line += part["text"].replace(IMAGE, "")
+            elif kind in ("image", "video"):
+                shown.append(part["url"] if kind == "image" else _video(part["url"]))
+                line += IMAGE
+            else:
+                raise FlashUError(f"a question with {kind} cannot be answered here")
+        lines.append(line.strip())
+    text = "\n".join(line for line in lines if line)
+    if most is not None and len(shown) > most:
+        if not all(isinstance(one, Image.Image) for one in shown):
+            raise FlashUError(f"this model takes {most} pictures or videos in a question, not {len(shown)}")
+        shown = [beside(shown)]
+        text = text.replace(IMAGE, "")
+    words = text.lstrip("\n")
+    if words.startswith(IMAGE * len(shown)):  # all before the text, which needs no places
+        text = words.removeprefix(IMAGE * len(shown))
+    return AnswerRequest(text.strip(), tuple(shown), limit)
+
+
+def _video(url: Any) -> Video:
+    return url if isinstance(url, Video) else Video.open(url)
 
 
 def beside(images: Sequence[Image.Image]) -> Image.Image:

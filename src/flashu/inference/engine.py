@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -35,6 +36,7 @@ from flashu.models.packing import is_packed
 from flashu.models.pictures import Picture, to_pil
 from flashu.models.protocol import UnifiedModel
 from flashu.models.weights import checkpoint_hash
+from flashu.models.words import IMAGE, around_images
 from flashu.plan import Task
 from flashu.plan.explain import Sizes, tabulate
 from flashu.plan.limits import check_number
@@ -336,7 +338,8 @@ class Engine:
         batch.
 
         With one image or video, all questions are about it; else ``images`` is a list with, per question, one or a
-        list of several. Settings:
+        list of several. They stand before the question, or where it says ``<image>``, which it then does for each.
+        Settings:
         ``max_new_tokens`` (default: the checkpoint's), ``temperature`` 0 (greedy), ``top_k`` and ``top_p`` None (off),
         ``seed`` 0 (answer i samples with seed + i; or one each), ``think`` (in text first, for models trained to; the
         thought is part of the answer). Raises a `FlashUError` before anything is computed.
@@ -394,9 +397,16 @@ class Engine:
             for one in seeds_of(seed, len(requests), "questions")
         ]
         self._asked(any(request.think for request in requests), {})
-        scripts = self.layout.answer(requests)
+        scripts = self.layout.answer([self._placed(request) for request in requests])
         self.prepare("understanding")
         return self._runs(scripts, choices)
+
+    def _placed(self, request: AnswerRequest) -> AnswerRequest:
+        """A question whose text says where its pictures stand, as a row of ids."""
+        if request.ids is not None or IMAGE not in request.text:
+            return request
+        around_images(request.text, len(request.images))  # a place for each, or an error
+        return replace(request, ids=self.processor.row(request.text, len(request.images)))
 
     # -- planning ----------------------------------------------------------------------------------------------
     def explain(self, task: Task = "generation", **settings: Any) -> PlanTable:

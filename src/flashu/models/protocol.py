@@ -62,7 +62,8 @@ class Processor(Protocol):
     @property
     def stop(self) -> int: ...
     def row(self, text: str, images: int = 0) -> list[int]:
-        """Ids of a question about so many images, a placeholder for each; about none, of a message."""
+        """Ids of a question about so many images, a placeholder for each (see `words.around_images`); about none, of a
+        message."""
 
     def cut(self, prompt: str) -> str:
         """A prompt shortened to what the model takes."""

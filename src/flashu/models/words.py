@@ -1,4 +1,4 @@
-"""Encoding text with a closed vocabulary: words outside it are said."""
+"""Encoding text: what a closed vocabulary lacks is said; where a text has pictures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 
 from flashu.errors import PromptError
 
+IMAGE = "<image>"
+"""In a question's text: the place of its next picture. Without any, pictures stand before the text."""
 SHOWN = 80
 """Words of a vocabulary that a warning lists."""
 
@@ -43,3 +45,11 @@ def checked(kind: str, text: object, limit: int, encode: Callable[[str], list[in
     if len(ids) > limit:
         raise PromptError(f"the {kind} has {len(ids)} tokens, at most {limit} are possible: shorten it")
     return ids
+
+
+def around_images(text: str, images: int) -> list[str]:
+    """The texts before, between and after so many pictures; `PromptError` if the text has places for others."""
+    places = text.count(IMAGE)
+    if places not in (0, images):
+        raise PromptError(f"the text has {places} {IMAGE} for {images} pictures: give one place for each, or none")
+    return text.split(IMAGE) if places else [*[""] * images, text]

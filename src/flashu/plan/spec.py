@@ -44,7 +44,7 @@ class ModelSpec:
     vocabulary that images are drawn from. ``markers``: tokens of a block besides the image's. ``image``, ``head``,
     ``output``: work of embedding an image, of the head's keepable part and of what follows it; ``picture``: of
     embedding one that is looked at, where that differs from ``image``. ``sees``: whether it answers questions about
-    images.
+    images; ``pictures``: most of them in one question, None = any number.
     """
 
     family: str
@@ -66,6 +66,7 @@ class ModelSpec:
     codes: tuple[int, int] | None = None
     markers: int = 1
     sees: bool = True
+    pictures: int | None = None
     image: Work = Work()
     head: Work = Work()
     output: Work = Work()

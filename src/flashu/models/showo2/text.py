@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokenizers import AddedToken, Tokenizer
 
 from flashu.errors import CheckpointError, PromptError
-from flashu.models.words import checked, encode
+from flashu.models.words import IMAGE, around_images, checked, encode
 
 ADDED_BY_SHOWO2 = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # in this order, after Qwen2.5's own
 QWEN_SPECIALS = {
@@ -99,9 +99,20 @@ class Text:
         return before, [self.ids.eoi, *words, *self.encode(self.chat.assistant)]
 
     def question_parts(self, text: str, images: int) -> list[list[int]]:
-        """Ids before, between and after the images of a question about several, each image framed as a single one."""
-        before, after = self.question(text)
-        return [before, *[[self.ids.eoi, self.ids.boi]] * (images - 1), after]
+        """Ids before, between and after the images of a question about several, each image framed as a single one.
+        Words before and between them are encoded apart, like the other parts."""
+        if IMAGE not in text:
+            before, after = self.question(text)
+            return [before, *[[self.ids.eoi, self.ids.boi]] * (images - 1), after]
+        first, *between, last = around_images(text, images)
+        self._checked("question", " ".join((first, *between, last)), self.max_question)
+        system, user = self.encode(self.chat.system), self.encode(self.chat.user)
+        parts = [[self.ids.bos, *system, *user, *self._words(first), self.ids.boi]]
+        parts += [[self.ids.eoi, *self._words(words), self.ids.boi] for words in between]
+        return [*parts, [self.ids.eoi, *self._words(last), *self.encode(self.chat.assistant)]]
+
+    def _words(self, text: str) -> list[int]:
+        return self.encode(text) if text.strip() else []
 
     def message(self, text: str) -> list[int]:
         """Ids of a message without an image: [bos, system, user, words, assistant]."""
