@@ -26,8 +26,8 @@ def grouped(settings: Sequence[dict[str, Any]], size: int) -> Iterator[tuple[lis
 
 def request_of(messages: Sequence[Mapping[str, Any]], most: int | None, limit: int | None) -> AnswerRequest:
     """A question of messages, whose contents are texts ({"type": "text", "text"}), images and videos ({"type", "url"})
-    in any order. ``most``: pictures that a model takes (`ModelSpec.pictures`); more are shown to it side by side, before
-    the text. ``limit``: its ``max_new_tokens``. `FlashUError` for other contents."""
+    in any order. ``most``: pictures that a model takes (`ModelSpec.pictures`); more are shown to it side by side,
+    before the text. ``limit``: its ``max_new_tokens``. `FlashUError` for other contents."""
     lines: list[str] = []
     shown: list[Any] = []
     for message in messages:
