@@ -169,9 +169,10 @@ class Reader:
         if last or (len(now) > len(before) and not now.endswith("\N{REPLACEMENT CHARACTER}")):
             self.text += now[len(before) :]
             self._start, self._read = self._read, len(ids)
-        cut = min((at for at in (self.text.find(stop, 0) for stop in self._stop) if at >= 0), default=None)
-        if cut is not None:
-            self.text, self.stopped = self.text[:cut], True
+        # The one that is complete first, however many tokens came at once.
+        found = [(at + len(stop), at) for stop in self._stop if (at := self.text.find(stop, self.shown)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)[1]], True
         upto = len(self.text) if self.stopped or last else len(self.text) - self._held()
         piece, self.shown = self.text[self.shown : upto], max(self.shown, upto)
         return piece
