@@ -153,7 +153,7 @@ def test_known_ranks_and_selection() -> None:
     layers = mean.shape[1]
     free = [select_layers(row.tolist(), wanted["count"]) for row in mean]
     assert free == wanted["without_protect"]
-    kept = [select_layers(row.tolist(), 2, (0, 1, 2, layers - 1)) for row in mean]
+    kept = [select_layers(row.tolist(), wanted["count"], (0, 1, 2, layers - 1)) for row in mean]
     assert kept == wanted["protect_0_1_2_last"]
 
 

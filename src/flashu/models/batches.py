@@ -22,7 +22,8 @@ class TaskRows:
     [B, 1, S, S], True = may attend. ``valid`` bool [B, S]: False for padding. ``targets`` [B, S]: the id that the
     output at each token is to predict, -100 = none. ``weight``: of the mean loss of its targets in the total.
     ``codes``: range of the vocabulary that the targets are among (None = all of it). ``visual`` bool [B, S]: tokens of
-    an image. ``lengths``: tokens that a share to keep is of, by row; None = the real ones.
+    an image. ``lengths``: tokens that a share to keep is of, by row; None = the real ones. ``place``: which rows of the
+    caller's batch they are.
     """
 
     task: str
@@ -35,6 +36,7 @@ class TaskRows:
     codes: tuple[int, int] | None = None
     visual: Tensor | None = None
     lengths: tuple[int, ...] | None = None
+    place: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -59,6 +61,7 @@ class TaskRows:
             targets=self.targets[row, at].masked_fill(~there, IGNORED),
             visual=None if self.visual is None else self.visual[row, at] & there,
             lengths=None if self.lengths is None else tuple(self.lengths[r] for r in rows),
+            place=None if self.place is None else tuple(self.place[r] for r in rows),
         )
 
     def unpadded(self, waste: float = 0.0) -> Iterator[TaskRows]:
@@ -78,29 +81,46 @@ class TaskRows:
             order = order[len(together) :]
             count = torch.tensor([lengths[r] for r in together], device=at.device)
             beyond = torch.arange(width, device=at.device) >= count[:, None]
-            yield self.pick(together, at[together, :width].masked_fill(beyond, -1)).simplified()
+            yield self.pick(together, at[together, :width].masked_fill(beyond, -1))
+
+    def explicit(self) -> Tensor:
+        """The mask as a tensor; nothing but itself sees padding that stands before other tokens."""
+        if not isinstance(self.mask, str):
+            return self.mask
+        width = self.shape[1]
+        causal = torch.ones(width, width, dtype=torch.bool, device=self.valid.device).tril()
+        if self._padded_behind():
+            return causal[None, None]
+        eye = torch.eye(width, dtype=torch.bool, device=causal.device)
+        return (causal & self.valid[:, None, None, :]) | eye
 
     def simplified(self) -> TaskRows:
-        """With "causal" for a mask that says so; padding at a row's end changes nothing of that."""
+        """With "causal" as the mask where it says the same of all real tokens, and only there."""
+        behind = self._padded_behind()
         if isinstance(self.mask, str):
-            return self
+            return self if behind else replace(self, mask=self.explicit())
         width = self.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=self.mask.device).tril()
-        seen = self.valid[:, None, :, None]
-        plain = bool((self.mask == causal).logical_or(~seen).all()) and bool(
-            (self.valid[:, 1:] <= self.valid[:, :-1]).all()
-        )
-        return replace(self, mask="causal") if plain else self
+        same = (self.mask == causal) | ~self.valid[:, None, :, None]
+        return replace(self, mask="causal") if behind and bool(same.all()) else self
+
+    def _padded_behind(self) -> bool:
+        return bool((self.valid[:, 1:] <= self.valid[:, :-1]).all())
 
 
 class Tuning(Protocol):
-    """A family's answer to a training program's own calls. ``model``: ours, over the weights of the program's.
-    ``targets_of``: whether a call asks for losses."""
+    """A training program's own calls, as a family reads and answers them. ``model``: ours, over the program's
+    modules."""
 
     model: Any
 
-    def rows(self, *args: Any, **kwargs: Any) -> list[TaskRows]:
-        """The rows of a call of the program's forward, by task; `FlashUError` for one that cannot be answered."""
+    def dropout(self) -> bool:
+        """Whether a forward of the program would leave values out at random now."""
 
-    def output(self, losses: Mapping[str, Tensor], auxiliary: Tensor, logits: Tensor | None) -> Any:
-        """What that forward returns: the mean loss of each task, with the routers' added where it is optimized."""
+    def rows(self, *args: Any, **kwargs: Any) -> list[TaskRows]:
+        """The rows of a call of the program's forward, by task, with their ``place``; without labels nothing is to be
+        predicted. `FlashUError` for a call that cannot be answered."""
+
+    def output(self, losses: Any, auxiliary: Tensor, logits: Tensor | None, call: Mapping[str, Any]) -> Any:
+        """What that forward returns. ``losses``: `training.exact.Losses`, None for a call without labels;
+        ``auxiliary``: the routers' loss, weighted; ``call``: the named arguments."""

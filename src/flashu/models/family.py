@@ -72,7 +72,8 @@ class Family:
     function of an instance that gives latents or tokens.
     ``random``: name of a size -> (model, processor) with random weights, for timing; ``random_sizes``: those names.
     ``benchmarks``: settings of the authors' scripts by benchmark, as `Engine.generate` takes them. ``trainer``: (world,
-    seed, folder to start from | None) -> a new model for `training.scenes`, as its `Network`.
+    seed, folder to start from | None) -> a new model for `training.scenes`, as its `Network`. ``tuning``: (module of a
+    class that others train) -> its calls as `models.batches.Tuning`; ``tunes``: (module) -> whether it is one.
     """
 
     name: str
@@ -90,3 +91,5 @@ class Family:
     random_sizes: tuple[str, ...] = ()
     benchmarks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trainer: Callable[..., Any] | None = None
+    tuning: Callable[[Any], Any] | None = None
+    tunes: Callable[[Any], bool] = lambda module: False

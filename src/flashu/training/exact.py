@@ -59,12 +59,13 @@ class Savings:
 
 @dataclass
 class Losses:
-    """``tasks``: mean cross-entropy of each task's targets; ``weighted``: their weighted sum; ``auxiliary``: that of
-    the routers by (task, layer), mean over the task's real tokens; ``routed``: what happened in routed layers, by task;
-    ``logits`` by task [B, S, V], where they were asked for."""
+    """``tasks``: mean cross-entropy of each task's targets, of which there are ``counts``; ``weighted``: their weighted
+    sum; ``auxiliary``: that of the routers by (task, layer), mean over the task's real tokens; ``routed``: what
+    happened in routed layers, by task; ``logits`` by task [B, S, V], where they were asked for."""
 
     tasks: dict[str, Tensor]
     weighted: Tensor
+    counts: dict[str, int] = field(default_factory=dict)
     auxiliary: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     routed: dict[str, list[Routed]] = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
@@ -115,7 +116,7 @@ class Prepared:
                 raise FlashUError(f"rows of task {rows.task!r} have unlike weights")
             whole = logits or not self.savings.padding
             for part in [rows] if whole else rows.unpadded(self.savings.waste):
-                part = part.simplified() if self.savings.causal else part
+                part = part.simplified()
                 loss, many, routed = self._part(part, found.logits if logits else None)
                 total.setdefault(rows.task, []).append(loss)
                 count[rows.task] = count.get(rows.task, 0) + many
@@ -127,10 +128,22 @@ class Prepared:
                     aux[key] = new if before is None else (before[0] + new[0], before[1] + new[1])
         if empty := sorted(task for task, many in count.items() if not many):
             raise FlashUError(f"rows of {', '.join(empty)} have nothing to predict: leave them out of the batch")
+        found.counts = count
         found.tasks = {task: torch.stack(parts).sum() / count[task] for task, parts in total.items()}
         found.weighted = torch.stack([weight[task] * loss for task, loss in found.tasks.items()]).sum()
         found.auxiliary = {key: loss / max(many, 1) for key, (loss, many) in aux.items()}
         return found
+
+    @torch.no_grad()
+    def logits(self, batch: Sequence[TaskRows]) -> Tensor:
+        """All logits [rows, S, V] of rows of equal length, each at its ``place``."""
+        parts: dict[int, Tensor] = {}
+        for rows in batch:
+            assert rows.place is not None
+            found: dict[str, Tensor] = {}
+            self._part(rows.simplified(), found)
+            parts |= zip(rows.place, found[rows.task], strict=True)
+        return torch.stack([parts[n] for n in sorted(parts)])
 
     def _part(self, rows: TaskRows, logits: dict[str, Tensor] | None) -> tuple[Tensor, int, tuple[Routed, ...]]:
         """Sum of the losses of rows, the number of targets, the routing."""
@@ -138,10 +151,7 @@ class Prepared:
         x = rows.tokens if rows.tokens.is_floating_point() else model.embed_tokens(rows.tokens)
         wanted = rows.targets != IGNORED
         layout = layout_of(rows)
-        mask = rows.mask
-        if isinstance(mask, str) and not savings.causal:
-            mask = torch.ones(1, 1, *2 * rows.shape[1:], dtype=torch.bool, device=x.device).tril()
-        view = View(model.rope(rows.position), mask)
+        view = View(model.rope(rows.position), rows.mask if savings.causal else rows.explicit())
         plan = self.plans.get(rows.task, LayerPlan())
         asked: Any = "all"
         if savings.last_layer and logits is None:

@@ -14,6 +14,7 @@ from flashu.models.emu3.official import AUTHORS, TRANSFORMERS, official_defaults
 from flashu.models.emu3.public import Emu3
 from flashu.models.emu3.random import NAMED, named_model
 from flashu.models.emu3.reference import Reference
+from flashu.models.emu3.tuning import Tuning, recognizes
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
 from flashu.plan.explain import Sizes
@@ -66,4 +67,6 @@ FAMILY = Family(
     random=named_model,
     random_sizes=tuple(NAMED),
     trainer=trainer,
+    tuning=Tuning,
+    tunes=recognizes,
 )

@@ -127,10 +127,9 @@ def attention(model: Any, row: TaskRows, variant: Variant) -> list[Tensor]:
 
 
 def select_layers(ranks: Sequence[float], count: int, protect: Sequence[int] = ()) -> list[int]:
-    """The ``count`` layers of lowest ARank, ascending, but for those to ``protect``; on a tie the later one."""
+    """The ``count`` layers of lowest ARank (or as many as there are), ascending, but for those to ``protect``; on a tie
+    the later one."""
     free = [i for i in range(len(ranks)) if i not in set(protect)]
-    if count > len(free):
-        raise FlashUError(f"{count} of {len(ranks)} layers cannot be chosen when {len(protect)} are protected")
     order = sorted(free, key=lambda i: (float(ranks[i]), -i))
     if 0 < count < len(order) and float(ranks[order[count]]) - float(ranks[order[count - 1]]) <= TIE:
         log.warning(
