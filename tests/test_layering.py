@@ -42,7 +42,12 @@ def test_a_family_is_named_in_its_folder_and_the_registry_alone(name: str) -> No
     # One name may be the beginning of another.
     folders = {PACKAGE / "models" / other for other in FAMILIES if name in other}
     others = [path for path in FILES if path not in allowed and not folders & {*path.parents}]
-    assert not [str(path) for path in others if name in path.read_text(encoding="utf-8").lower()]
+    assert not [str(path) for path in others if name in without_papers(path.read_text(encoding="utf-8").lower())]
+
+
+def without_papers(text: str) -> str:
+    """A text without the names of papers and their presets that hold a family's."""
+    return text.replace("hyper-bagel", "").replace("emu3-paper", "")
 
 
 def test_the_plan_imports_no_torch() -> None:

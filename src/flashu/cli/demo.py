@@ -13,14 +13,12 @@ from flashu.cli.opened import open_engine
 from flashu.cli.output import emit, out, progress
 from flashu.errors import FlashUError
 
-MODELS = "scenes"
-
 
 @opt.offers(opt.EngineOptions, "device")
 def demo(
     options: opt.EngineOptions,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("out/demo"),
-    models: Annotated[str, typer.Option("--model", help="Embedded models, separated by commas.")] = MODELS,
+    models: Annotated[str | None, typer.Option("--model", help="Embedded models, separated by commas.")] = None,
     images: Annotated[int, opt.number("items", "Images per recipe, spread over six categories.", least=6)] = 48,
     questions: Annotated[int, opt.number("items", "Questions per recipe, spread over six kinds.", least=6)] = 60,
     edits: Annotated[int, opt.number("items", "Edits per recipe, of five kinds, where a model edits.", least=5)] = 40,
@@ -32,9 +30,12 @@ def demo(
 ) -> None:
     """Draw the same prompts, answer the same questions and make the same edits with and without FlashU; write a report
     and print a table."""
-    names = [name.strip() for name in models.split(",") if name.strip()]
+    from flashu.models.registry import CHECKPOINTS
+
+    shown = ",".join(checkpoint.name for checkpoint in CHECKPOINTS if checkpoint.demo)
+    names = [name.strip() for name in (shown if models is None else models).split(",") if name.strip()]
     if not names:
-        raise FlashUError("--model names no model: give scenes, scenes-bagel, or both with a comma between them")
+        raise FlashUError(f"--model names no model: give {shown}, or some of them")
     engines = [open_engine(replace(options, model=name)) for name in names]
     import torch
 

@@ -27,7 +27,7 @@ LIMITS = REQUEST_LIMITS | {
     "seed": Limit(0, 2**63 - 1, "a seed has 64 bits"),
     "temperature": Limit(0, 1000, "all tokens are equally likely long before"),
     "threads": Limit(1, 1024, "threads beyond the machine's cores only wait"),
-    "torch seed": Limit(1 - 2**63, 2**63 - 1, "a seed has 64 bits"),
+    "torch seed": Limit(0, 2**32 - 1, "torch's CPU generator takes 32 bits"),
 }
 
 

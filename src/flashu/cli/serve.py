@@ -33,13 +33,13 @@ def serve(
         float, typer.Option(min=0.01, max=0.99, help="Answers' part of the time while drawings wait, too.")
     ] = 0.5,
     queue: Annotated[int, typer.Option(min=0, max=100_000, help="Images and answers that may wait.")] = 256,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds from acceptance to the result.")] = 600,
+    timeout: Annotated[float, typer.Option(min=1, max=86_400, help="Seconds from acceptance to the result.")] = 600,
     max_steps: Annotated[int, typer.Option(min=1, max=10_000, help="Most steps of a request.")] = 200,
     max_n: Annotated[int, typer.Option(min=1, max=10, help="Most results of a request.")] = 10,
-    max_work: Annotated[int, typer.Option(min=1, help="Most n x steps x pixels of a request.")] = 2_000_000_000,
+    max_work: Annotated[int, typer.Option(min=1, max=10**15, help="Most n x steps x pixels of a request.")] = 2 * 10**9,
     max_tokens: Annotated[int, typer.Option(min=1, max=32_768, help="Most tokens of an answer.")] = 4096,
-    max_body: Annotated[int, typer.Option(min=1, help="Most bytes of a request.")] = 32 * 2**20,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image, drawn or sent.")] = 16_777_216,
+    max_body: Annotated[int, typer.Option(min=1, max=2**32, help="Most bytes of a request.")] = 32 * 2**20,
+    max_pixels: Annotated[int, typer.Option(min=1, max=2**28, help="Most pixels of an image, drawn or sent.")] = 2**24,
     api_key_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help=f"Holds the key that callers need; or set {KEY}.")
     ] = None,

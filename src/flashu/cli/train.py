@@ -57,15 +57,15 @@ def draft(
     held_out: Annotated[int, opt.number("items", "Questions that only measure what is accepted.")] = 200,
     steps: Annotated[int, opt.number("steps", "Updates.")] = 400,
     batch: Annotated[int, opt.number("batch_size", "Answers of an update.")] = 32,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate at its highest.")] = 2e-3,
+    lr: Annotated[float, typer.Option(min=0, max=1, help="Learning rate at its highest.")] = 2e-3,
     unroll: Annotated[int, typer.Option(min=1, max=16, help="Tokens drafted from every position in training.")] = 5,
-    ce: Annotated[float, typer.Option(min=0, help="Weight of the cross-entropy beside the KL divergence.")] = 0.1,
+    ce: Annotated[float, typer.Option(min=0, max=100, help="Weight of the cross-entropy beside KL.")] = 0.1,
     layers: Annotated[int, typer.Option(min=1, max=8, help="Layers of the network.")] = 1,
     queries: Annotated[int, typer.Option(min=0, max=64, help="Meta queries (meta_queries); 0 = none.")] = 4,
     zero_init: Annotated[bool, typer.Option(help="Begin as the model's last layers (meta_queries).")] = True,
     normed: Annotated[bool, typer.Option(help="Bring features to one scale first (meta_queries).")] = True,
     tokens: Annotated[
-        int | None, typer.Option(min=2, help="Draft only the most frequent tokens; all if not given.")
+        int | None, typer.Option(min=2, max=2**20, help="Draft only the most frequent tokens; all if not given.")
     ] = None,
     max_new_tokens: opt.MaxNewTokens = None,
     most: Annotated[int, typer.Option(min=1, max=16, help="Tokens drafted at once where acceptance is measured.")] = 5,

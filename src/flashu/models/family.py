@@ -17,13 +17,14 @@ from flashu.plan.explain import Sizes
 @dataclass(frozen=True)
 class Checkpoint:
     """A name and what it stands for. ``dtype`` None: as stored. ``family``: its name where it is known without looking,
-    so that nothing is fetched to learn it."""
+    so that nothing is fetched to learn it. ``demo``: whether `flashu demo` shows it."""
 
     name: str
     source: str | Path
     summary: str
     dtype: torch.dtype | None = None
     family: str | None = None
+    demo: bool = False
 
 
 @runtime_checkable

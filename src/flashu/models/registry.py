@@ -30,7 +30,7 @@ FAMILIES = {
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 CHECKPOINTS = (
     *(
-        Checkpoint(name, ASSETS / name, summary, torch.float32, "showo2")
+        Checkpoint(name, ASSETS / name, summary, torch.float32, "showo2", demo=name == "scenes")
         for name, summary in (
             ("scenes", "a small Show-o2 for coloured shapes, 64 px; runs anywhere"),
             ("scenes-hard", "the same for a larger world, 128 px"),

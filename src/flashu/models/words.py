@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable
 
 from tokenizers import Tokenizer
@@ -11,6 +11,7 @@ from flashu.errors import PromptError
 
 IMAGE = "<image>"
 """In a question's text: the place of its next picture. Without any, pictures stand before the text."""
+log = logging.getLogger("flashu")
 SHOWN = 80
 """Words of a vocabulary that a warning lists."""
 
@@ -24,7 +25,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     lacking = [text[slice(*at)] for at, token in zip(encoding.offsets, encoding.ids, strict=True) if token == id_]
     vocabulary = sorted(word for word in tokenizer.get_vocab() if word.isalpha())
     known = ", ".join(vocabulary[:SHOWN]) + (", ..." if len(vocabulary) > SHOWN else "")
-    warnings.warn(f"this model does not know {', '.join(map(repr, lacking))}; it knows {known}", stacklevel=2)
+    log.warning("this model does not know %s; it knows %s", ", ".join(map(repr, lacking)), known)
     return encoding.ids
 
 

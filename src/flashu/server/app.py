@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from flashu import __version__
+from flashu.evaluation.machine import installed
 from flashu.server import chat, images
 from flashu.server.errors import ApiError
 from flashu.server.guard import Guard
@@ -40,7 +40,12 @@ def create_app(service: Service) -> FastAPI:
         service.scheduler.stop()
 
     app = FastAPI(
-        title="flashu", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+        title="flashu",
+        version=installed("flashu") or "unknown",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
     )
     app.state.service = service
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -28,6 +28,8 @@ from flashu.plan import MAIN
 from flashu.plan.explain import Sizes
 from flashu.plan.recipe import Recipe
 from flashu.runtime.layout import Segment
+
+log = logging.getLogger("flashu")
 
 THOUGHT = 999
 """Most tokens of a thought: the released program's 1000 forwards, the last of which it does not use."""
@@ -100,10 +102,9 @@ class BagelLayout:
             else:
                 actions += [Append((MAIN,), self.both(one)), Fork(TEXT, MAIN)]
         if inputs and not isinstance(inputs[-1], str) and any(isinstance(one, str) for one in inputs):
-            warnings.warn(
-                "a text before the last picture stands in every guidance branch, so that text guidance has no effect; "
-                "put the picture first",
-                stacklevel=2,
+            log.warning(
+                "a text before the last picture stands in every guidance branch, so that text guidance has no effect: "
+                "put the picture first"
             )
         if request.think:
             limit = int(request.own.get("max_think_tokens") or THOUGHT)

@@ -211,12 +211,12 @@ def matched(config: UniMoDConfig, cost: Callable[[UniMoDConfig], float], target:
 
 
 # -- presets -----------------------------------------------------------------------------------------------------
-def _showo_paper(layers: int) -> UniMoDConfig:
+def _mild_paper(layers: int) -> UniMoDConfig:
     half = last_half(layers)
     return UniMoDConfig({"t2i": level(half, 0.8), "mmu": ramp(half)})
 
 
-def _emu3_paper(layers: int) -> UniMoDConfig:
+def _strong_paper(layers: int) -> UniMoDConfig:
     half = last_half(layers)
     return UniMoDConfig({"t2i": level(half, 0.2), "mmu": level(half, 0.2)})
 
@@ -249,10 +249,10 @@ def _exit(layers: int) -> UniMoDConfig:
 
 PRESETS: dict[str, Callable[[int], UniMoDConfig]] = {
     "dense": lambda layers: UniMoDConfig(),
-    "show-o-paper": _showo_paper,
-    "emu3-paper": _emu3_paper,
+    "show-o-paper": _mild_paper,
+    "emu3-paper": _strong_paper,
     "single-router-paper": _single_paper,
-    "random": lambda layers: replace(_showo_paper(layers), routers="none", gate="none"),
+    "random": lambda layers: replace(_mild_paper(layers), routers="none", gate="none"),
     "gamma-mod": _gamma,
     "p-mod": _pmod,
     "fewer-layers": _fewer,

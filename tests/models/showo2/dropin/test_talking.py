@@ -13,8 +13,8 @@ from tests.models.showo2.dropin.test_drawing import SEEING
 from torch import Tensor
 
 import flashu
-from flashu.models.showo2.dropin.masks import as_in_training, layout_of, with_images_marked
 from flashu.models.adopt import sampled_token
+from flashu.models.showo2.dropin.masks import as_in_training, layout_of, with_images_marked
 from flashu.plan.methods import TokenPrune
 
 Goldens = dict[str, Tensor]
