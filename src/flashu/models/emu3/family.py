@@ -8,6 +8,8 @@ from typing import Any
 
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.emu3.config import Emu3Config
+from flashu.models.emu3.dropin.call import recognizes
+from flashu.models.emu3.dropin.handle import DropIn
 from flashu.models.emu3.layout import sizes_of
 from flashu.models.emu3.load import load_processor, read_manifest, save_model
 from flashu.models.emu3.official import AUTHORS, TRANSFORMERS, official_defaults, official_vq
@@ -64,6 +66,8 @@ FAMILY = Family(
     reference=Reference,
     save=save_model,
     processor=lambda checkpoint: load_processor(checkpoint.source, autoencoder=None),
+    recognizes=recognizes,
+    authors=DropIn,
     random=named_model,
     random_sizes=tuple(NAMED),
     trainer=trainer,

@@ -1,0 +1,1 @@
+"""FlashU behind an instance of transformers' Emu3 class."""

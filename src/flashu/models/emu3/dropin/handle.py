@@ -1,0 +1,269 @@
+"""What stands behind a patched instance of transformers' class."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from flashu.errors import CheckpointError, RecipeError
+from flashu.inference.actions import Action, Append, Decode, Draw
+from flashu.inference.calibrate.calibration import Calibration
+from flashu.inference.calibrate.gather import UnderstandingWatch, observe
+from flashu.inference.calibrate.importance import FFNNorms
+from flashu.inference.engine import RecipeSource, recipe_for
+from flashu.inference.prepared import PreparedRecipe
+from flashu.inference.run import Run, StepTrace, complete
+from flashu.inference.samplers.autoregressive import AutoregressiveSampler
+from flashu.models.emu3.dropin.call import Call, Unlike, read
+from flashu.models.emu3.dropin.rows import Chooser, Course, RowNoise, StepNoise, course
+from flashu.models.emu3.layout import UNCOND, tokens, words
+from flashu.models.emu3.load import fill_buffers
+from flashu.models.emu3.model import Emu3
+from flashu.models.emu3.official import VISION, official_config
+from flashu.plan import MAIN, Guidance, Task
+from flashu.plan.recipe import Recipe, exact
+from flashu.runtime.compile import LayerCalls
+from flashu.runtime.executor import Executor
+
+log = logging.getLogger("flashu")
+
+
+def adopted(module: Any) -> Emu3:
+    """Our model over the weights of an instance, shared and not copied; the image tokenizer stays the instance's.
+    `CheckpointError` for another kind of model."""
+    try:
+        config = official_config(module.config.to_dict())
+        with torch.device("meta"):
+            view = Emu3(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{type(module).__name__} is not transformers' Emu3 class: {error}") from error
+    share(view, module)
+    return view.eval()
+
+
+def share(view: Emu3, module: nn.Module) -> None:
+    """Point every parameter of ``view`` at that of ``module``."""
+    theirs = {name: p for name, p in module.named_parameters() if not name.startswith(VISION)}
+    ours = dict(view.named_parameters())
+    if wrong := sorted(theirs.keys() ^ ours.keys()):
+        raise CheckpointError(f"{type(module).__name__} has other weights than an Emu3 of its size: {wrong[:6]}")
+    for name, parameter in theirs.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(view.get_submodule(owner), leaf, parameter)
+    fill_buffers(view, view.device)
+
+
+def stamp(module: nn.Module) -> tuple[object, ...]:
+    """Changes whenever a weight is replaced, cast, moved or written to."""
+    return tuple(
+        (id(p), p.untyped_storage().data_ptr(), p.dtype, p.device, None if p.is_inference() else p._version)
+        for p in module.parameters()
+    )
+
+
+class DropIn:
+    """A recipe prepared for an instance of transformers' class, and our view of that instance's weights.
+
+    It holds the weights, not the instance, which may be cast, moved or reloaded at any time: what was derived from its
+    weights is then made anew.
+    """
+
+    def __init__(self, module: nn.Module, recipe: RecipeSource, calibration: Calibration | None = None) -> None:
+        self.model = adopted(module)
+        self._asked = recipe_for(self.model, recipe)
+        if self._asked.padded:
+            raise RecipeError("Emu3's rows have no padding: leave reference mode")
+        self._asked.check(self.model.spec)
+        self.prepared = PreparedRecipe(self._asked, calibration, LayerCalls())
+        self.trace: list[StepTrace] = []
+        """One entry per forward of the first row of the latest call; empty where the original answered it."""
+        self._stamp = stamp(module)
+        self._lock = threading.RLock()
+        self._logged: set[str] = set()
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.prepared.recipe
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self.prepared.calibration
+
+    # -- the instance's method -------------------------------------------------------------------------------------
+    def bind(self, module: nn.Module) -> None:
+        """Answer the instance's ``generate`` from now on."""
+        Bound(module, self).bind()
+
+    def unbind(self, module: nn.Module) -> None:
+        vars(module)["generate"].__self__.unbind()
+
+    @torch.no_grad()
+    def generate(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the original's ``generate`` returns for a call; None where only the original can answer it."""
+        self.trace = []
+        self._refresh(module)
+        try:
+            call = read(module, self.model.config.ids.image, args, kwargs)
+            rows = self._answered(call) if call.allowed is None else self._drawn(call)
+        except Unlike as why:
+            self._leave(str(why))
+            return None
+        longest = max(map(len, rows))
+        padded = [row + [call.pad] * (longest - len(row)) for row in rows]
+        given = torch.tensor(padded, dtype=call.ids.dtype, device=call.ids.device).view(len(rows), longest)
+        asked = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
+        sequences = torch.cat((asked, given), dim=1)
+        if not call.as_dict:
+            return sequences
+        from transformers.generation import GenerateDecoderOnlyOutput
+
+        return GenerateDecoderOnlyOutput(sequences=sequences)
+
+    # -- drawing -----------------------------------------------------------------------------------------------
+    def _drawn(self, call: Call) -> list[list[int]]:
+        """New tokens of each row."""
+        low, high = self._codes
+        courses = [course(call, row, self._codes) for row in range(len(call.rows))]
+        if not all(one.drawn for one in courses):
+            raise Unlike("nothing is to be drawn")
+        actions = [self._drawing(call, row, one, None) for row, one in enumerate(courses)]
+        executor = self._ready("generation", actions)
+        noise = self._noise(call)
+        if noise is not None:
+            actions = [self._drawing(call, row, one, noise) for row, one in enumerate(courses)]
+        runs = [Run(script, self.recipe, self.model.spec) for script in actions]
+        self._complete(executor, runs)
+        rows = []
+        for run, one in zip(runs, courses, strict=True):
+            codes = iter((run.drawn[0] + low).tolist())
+            rows.append([next(codes) if token is None else token for token in one.tokens])
+        if noise is not None:
+            noise.go_to(max(map(len, rows)))
+        for row, (one, real) in enumerate(zip(courses, rows, strict=True)):
+            if course(call, row, (low, high), real) != one:
+                raise Unlike("what it allows depends on the codes drawn")
+        return rows
+
+    def _drawing(self, call: Call, row: int, one: Course, noise: StepNoise | None) -> list[Action]:
+        """The script of one row. ``noise`` None: greedy."""
+        own: Any = None if noise is None else RowNoise(noise, row, one.drawn, self._codes)
+        top_k = 1 if noise is None else call.top_k or self._codes[1] - self._codes[0]
+        before, count = one.known_after(-1), len(one.drawn)
+        forced = [one.known_after(index) for index in range(count)]
+
+        def sampler(forwards: int, solver: str) -> AutoregressiveSampler:
+            return AutoregressiveSampler((count,), self._codes, tokens, own, top_k, lambda index: forced[index])
+
+        scales = {} if call.guidance is None else {UNCOND: float(call.guidance)}
+        script: list[Action] = [Append((MAIN,), (words([*call.rows[row], *before]),))]
+        if scales:
+            script.append(Append((UNCOND,), (words([*call.negative[row], *before]),)))
+        return [*script, Draw(Guidance(scales), count, sampler)]
+
+    @property
+    def _codes(self) -> tuple[int, int]:
+        codes = self.model.spec.codes
+        assert codes is not None
+        return codes
+
+    # -- answering -----------------------------------------------------------------------------------------------
+    def _answered(self, call: Call) -> list[list[int]]:
+        if call.limit < 1:
+            raise Unlike("nothing is to be generated")
+        actions: list[list[Action]] = [
+            [Append((MAIN,), (self._row(row),)), Decode(MAIN, call.eos, call.limit)] for row in call.rows
+        ]
+        executor = self._ready("understanding", actions)
+        noise = self._noise(call)
+        runs = [
+            Run(script, self.recipe, self.model.spec, choose=Chooser(call, noise, row))
+            for row, script in enumerate(actions)
+        ]
+        self._complete(executor, runs)
+        # What ends a row is not part of its text; a row without it went on to the limit.
+        end = next(iter(call.eos), call.pad)
+        return [run.text + [end] * (len(run.text) < call.limit) for run in runs]
+
+    def _row(self, ids: Sequence[int]) -> Any:
+        """One row, its codes marked as image tokens."""
+        segment, (low, high) = words(ids), self._codes
+        at = torch.tensor(ids)
+        return replace(segment, layout=replace(segment.layout, visual=((at >= low) & (at < high))[None]))
+
+    # -- inside ------------------------------------------------------------------------------------------------
+    def _noise(self, call: Call) -> StepNoise | None:
+        if not call.sampled:
+            return None
+        return StepNoise(len(call.rows), self.model.config.text.vocab_size, call.ids.device)
+
+    def _complete(self, executor: Executor, runs: Sequence[Run]) -> None:
+        complete(executor, runs)
+        self.trace = runs[0].trace
+
+    def _ready(self, task: Task, scripts: Sequence[Sequence[Action]]) -> Executor:
+        """An executor with what the recipe needs for a task; statistics that it lacks are gathered on these scripts,
+        with the full model."""
+        with self._lock:
+            if task in self.prepared.lacking(task):
+                log.info("calibrating on the first call")
+                watch = UnderstandingWatch(self.model) if task == "understanding" else None
+                norms = FFNNorms() if watch is None else watch.norms
+                for script in scripts:
+                    observe(self.model, Run(script, exact(), self.model.spec), watch or norms)
+                about = {"source": f"the caller's script, {len(scripts)} rows"}
+                correlation = None if watch is None else watch.attended.correlation()
+                self.prepared.learn(self.model, task, norms.scores(self.model), about, correlation)
+            self.prepared.prepare(self.model, None, task)
+            return Executor(self.prepared.runner(self.model))
+
+    def _refresh(self, module: nn.Module) -> None:
+        """Follow the instance: after a cast, a move or a new checkpoint, point at its tensors and prepare anew."""
+        with self._lock:
+            if (now := stamp(module)) != self._stamp:
+                share(self.model, module)
+                self.prepared = PreparedRecipe(self._asked, self.calibration, self.prepared.calls)
+                self._stamp = now
+
+    def _leave(self, why: str) -> None:
+        """Say once why a call goes to the original program."""
+        if why not in self._logged:
+            self._logged.add(why)
+            log.warning("left to the original program: %s", why)
+
+
+class Bound:
+    """``generate`` of one instance, answered by a `DropIn`, or by the instance's own class where that cannot."""
+
+    def __init__(self, module: Any, behind: DropIn) -> None:
+        self.module, self.behind = module, behind
+        self.before: dict[str, Any] = {
+            name: vars(module)[name] for name in ("generate", "__getstate__") if name in vars(module)
+        }
+
+    def bind(self) -> None:
+        vars(self.module)["generate"] = self.generate
+        vars(self.module)["__getstate__"] = self.plain_state
+
+    def unbind(self) -> None:
+        for name in ("generate", "__getstate__"):
+            del vars(self.module)[name]
+        vars(self.module).update(self.before)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As of transformers' class."""
+        answer = self.behind.generate(self.module, args, kwargs)
+        if answer is not None:
+            return answer
+        own = self.before.get("generate")
+        return type(self.module).generate(self.module, *args, **kwargs) if own is None else own(*args, **kwargs)
+
+    def plain_state(self) -> Any:
+        """The instance's state without this method: copies and pickles are unpatched."""
+        state = vars(self.module)
+        return {name: v for name, v in state.items() if getattr(v, "__self__", None) is not self} | self.before
