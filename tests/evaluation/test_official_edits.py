@@ -100,7 +100,7 @@ def test_imgedit_has_a_picture_per_key(engine: flashu.Engine, single: ImgEdit, t
 
 
 def test_edits_in_turn(engine: flashu.Engine, turns: ImgEdit, tmp_path: Path) -> None:
-    """Each instruction is about the image that the one before gave."""
+    """One session: each instruction is about the image that the one before gave, and may speak of those before it."""
     out = tmp_path / "out"
     summary = evaluate(engine, turns, out, model="fake")
     assert (summary.items, summary.images) == (2, 5)
@@ -108,8 +108,9 @@ def test_edits_in_turn(engine: flashu.Engine, turns: ImgEdit, tmp_path: Path) ->
         *(f"1/turn{n}.png" for n in (1, 2, 3)),
         *(f"2/turn{n}.png" for n in (1, 2)),
     ]
-    first = engine.edit(tmp_path / "pictures/1.png", "add a hat", seed=3).images[0]
-    second = engine.edit(first, "remove it", seed=4).images[0]
+    session = engine.editing(tmp_path / "pictures/1.png")
+    first, second = (session.edit(p, seed=3 + n).images[0] for n, p in enumerate(("add a hat", "remove it")))
+    assert first.tobytes() == engine.edit(tmp_path / "pictures/1.png", "add a hat", seed=3).images[0].tobytes()
     assert Image.open(out / "2/turn1.png").tobytes() == first.tobytes()
     assert Image.open(out / "2/turn2.png").tobytes() == second.tobytes()
     record = json.loads((out / "manifest.json").read_text())["times"]["2"]

@@ -78,6 +78,8 @@ def evaluate(
     shard = shard or Shard()
     folder = ResultFolder(out, shard)
     given = {name: value for name, value in settings.items() if value is not None}
+    if benchmark.edits and "guidance" in given:
+        given["text_guidance"] = given.pop("guidance")
     run = _settings(benchmark, engine) | given
     # Calibrated on the benchmark's first prompt by every process, whichever items it draws.
     engine.prepare("generation", prompt=engine.processor.cut(benchmark.items[0].prompt))
@@ -172,7 +174,8 @@ def _timed(
 def _made(
     engine: Engine, benchmark: Benchmark, item: Item, seed: int, settings: dict[str, Any], on_step: OnStep | None
 ) -> list[Generation]:
-    """An item's images; of the original program, which makes one at a time, the first."""
+    """An item's images; of the original program, which makes one at a time, the first. Edits in turn are one session:
+    an instruction may speak of those before it."""
     first, cut = seed + benchmark.samples * item.index, engine.processor.cut
     more: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
     if not benchmark.edits:
@@ -180,11 +183,10 @@ def _made(
             more["images_per_prompt"] = benchmark.samples
         return [engine.generate(cut(item.prompt), seed=first, **settings, **more)]
     assert item.source is not None
-    picture, made = item.source(), []
-    for turn, prompt in enumerate((item.prompt, *item.turns)):
-        made.append(engine.edit(picture, cut(prompt), seed=first + turn, **settings, **more))
-        picture = made[-1].images[0]
-    return made
+    if not item.turns:
+        return [engine.edit(item.source(), cut(item.prompt), seed=first, **settings, **more)]
+    session, prompts = engine.editing(item.source()), (item.prompt, *item.turns)
+    return [session.edit(cut(prompt), seed=first + n, **settings, **more) for n, prompt in enumerate(prompts)]
 
 
 def _other(engine: Engine, baseline: Recipe | FlashUConfig | str, benchmark: Benchmark) -> Engine:

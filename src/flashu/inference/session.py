@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashu.errors import FlashUError
 from flashu.inference.actions import DrawRequest
+from flashu.inference.arguments import Calls, OnStep
 from flashu.inference.results import Generation
 from flashu.models.pictures import Picture
 
@@ -32,6 +33,7 @@ class EditSession:
         steps: int | None = None,
         text_guidance: float | None = None,
         shift: float | None = None,
+        on_step: OnStep | None = None,
         **own: Any,
     ) -> Generation:
         """The next edit, of what the last one drew; settings as in `Engine.edit`."""
@@ -40,7 +42,7 @@ class EditSession:
         )
         before = {name: context.fork() for name, context in self._contexts.items()}
         (run,) = self.engine.runs_to_draw([request], contexts=[before])
-        self.engine.complete([run])
+        self.engine.complete([run], Calls(1, on_step, None, self.engine.layout.text))
         done = self.engine.generation([request], [run])
         self.image, self._contexts = done.images[0], run.contexts
         return done

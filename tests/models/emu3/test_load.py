@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import flashu
+from flashu import PromptError
 from flashu.models.emu3 import load
 from flashu.models.emu3.config import Emu3Config, Ids
 from flashu.models.emu3.official import vq_weights
 from flashu.models.emu3.processor import SHOWN, shown_size
 from flashu.models.emu3.tiktoken import from_tiktoken
 from flashu.models.registry import family_of, resolve
-from tests.models.emu3 import checkpoints
+from tests.models.emu3 import checkpoints, emu3_tiny
 from tests.models.emu3.golden.recorded import VISION, config, goldens, vq_config, weights
 
 G = goldens()
@@ -148,3 +149,18 @@ def test_sizes_by_ratio() -> None:
 
 def test_a_default_config_is_the_released_one() -> None:
     assert load.official_config({"model_type": "Emu3"}) == Emu3Config()
+
+
+def test_pictures_stand_where_the_question_says() -> None:
+    """Each of its texts is encoded apart; what surrounds the whole stays."""
+    text = emu3_tiny.text()
+    assert text.question_parts("w3 w4", 2) == [text.before(), [], text.question("w3 w4")]
+    assert text.question_parts("w3 w4", 0) == [[*text.before(), *text.question("w3 w4")]]
+    spread = text.question_parts("w3<image>w4<image>w5", 2)
+    assert spread == [[*text.before(), *text.encode("w3")], text.encode("w4"), text.question("w5")]
+    made = emu3_tiny.processor(None)
+    assert made.row("w3<image>", 1) == [*text.before(), *text.encode("w3"), made.placeholder]
+    with pytest.raises(PromptError, match="one place for each"):
+        made.row("w3<image>", 2)
+    with pytest.raises(PromptError, match="empty"):
+        made.row("<image>", 1)

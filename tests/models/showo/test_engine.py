@@ -296,3 +296,11 @@ def test_rows_of_ids(engine: Engine) -> None:
     for bad, says in (([], "at least one"), (ids[1:], "begins with as many"), ([*ids, ids[0]], "no others")):
         with pytest.raises(FlashUError, match=says):
             engine.respond([AnswerRequest(images=(image,), ids=bad)])
+
+
+def test_the_picture_stands_first(engine: Engine) -> None:
+    row = engine.processor.row
+    assert row("<image>w1 w2", 1) == row("w1 w2", 1)
+    with pytest.raises(ImageError, match="before the question"):
+        row("w1<image>w2", 1)
+    assert engine.model.spec.pictures == 1

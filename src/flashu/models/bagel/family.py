@@ -55,5 +55,11 @@ FAMILY = Family(
     reference=_reference,
     save=save_model,
     processor=lambda checkpoint: load_processor(checkpoint.source, autoencoder=None),
+    # The authors' evaluation scripts: no image branch where nothing is shown.
+    benchmarks={
+        "geneval": {"image_guidance": 1.0, "interval": (0.0, 1.0)},
+        "gedit": {"renorm": "text_channel"},
+        "imgedit": {"renorm": "text_channel", "interval": (0.0, 1.0)},
+    },
     trainer=trainer,
 )

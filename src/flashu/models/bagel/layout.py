@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from flashu.models.bagel.rows import block_layout, drawn, seen, shown, words
 from flashu.models.bagel.spec import IMAGE, TEXT, spec_of
 from flashu.models.bagel.vision import unpatched
 from flashu.models.defaults import GenerationDefaults
+from flashu.models.fit import counted
 from flashu.models.pictures import Picture
 from flashu.plan import MAIN
 from flashu.plan.explain import Sizes
@@ -252,4 +253,6 @@ def sizes_of(name: str, config: BagelConfig, defaults: GenerationDefaults, proce
         image_tokens,
         lambda count: count + 2,
         lambda forwards, solver: grid(forwards, defaults.shift, solver).tolist(),
+        lambda part: counted(lambda: Bagel(config if part is None else replace(config, visual_gen=False))),
+        ("understanding",),
     )

@@ -58,9 +58,11 @@ def load_model(
     device: Device = None,
     cls: type[Model] = Bagel,  # type: ignore[assignment]
     parts: Parts = "all",
+    quantize: str | None = None,
 ) -> Model:
     """A model from a folder or hub id, in eval mode; ``dtype`` None = as stored. ``parts`` "understanding": without
-    the generation expert and the latent path, whose weights are not read. Errors: ``CheckpointError``."""
+    the generation expert and the latent path, whose weights are not read. ``quantize``: as it is read.
+    Errors: ``CheckpointError``."""
     if parts not in ("all", "understanding"):
         raise FlashUError(f"parts are 'all' or 'understanding', not {parts!r}")
     manifest = read_manifest(checkpoint_folder(source, PATTERNS))
@@ -71,7 +73,7 @@ def load_model(
     weights = read_weights([file] if manifest.official and file.is_file() else weight_files(manifest.folder))
     if not config.visual_gen:
         weights = {name: value for name, value in weights.items() if not _draws(name)}
-    fill(model, weights, manifest.folder, dtype, device)
+    fill(model, weights, manifest.folder, dtype, device, quantize)
     fill_buffers(model, device)
     return model.eval()
 

@@ -14,6 +14,7 @@ from flashu.models.bagel.text import Text
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.pictures import Autoencoder, Picture, normalised, opened, to_pil
 from flashu.models.video import Video
+from flashu.models.words import IMAGE, around_images
 
 PIXELS = 14 * 14 * 9 * 1024  # most of a resized picture
 
@@ -88,7 +89,10 @@ class Processor:
         return self.text.ids.eos
 
     def row(self, text: str, images: int = 0) -> list[int]:
-        return [*[self.placeholder] * images, *self.text.block("question", text), self.text.ids.bos]
+        self.text.block("question", text.replace(IMAGE, " "))  # blank or overlong as a whole
+        parts = around_images(text, images)
+        first, *rest = (self.text.block("question", part) if part.strip() else [] for part in parts)
+        return [*first, *(token for part in rest for token in (self.placeholder, *part)), self.text.ids.bos]
 
     def cut(self, prompt: str) -> str:
         ids = self.text.encode(prompt)

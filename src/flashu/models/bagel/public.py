@@ -77,7 +77,7 @@ class Bagel(Pretrained, Architecture):
         vae = None if parts == "understanding" else autoencoder
         processor = load_processor(checkpoint.source, device=device, autoencoder=vae)
         place = "cpu" if offload else device
-        model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls, parts)
+        model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls, parts, quantize)
         model.name, model.processor = checkpoint.name, processor
         file = checkpoint_folder(checkpoint.source) / CALIBRATION
         if file.exists():

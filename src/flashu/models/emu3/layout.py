@@ -17,6 +17,7 @@ from flashu.models.emu3.config import Emu3Config
 from flashu.models.emu3.model import Emu3
 from flashu.models.emu3.processor import Processor
 from flashu.models.emu3.spec import spec_of
+from flashu.models.fit import counted
 from flashu.plan import MAIN, Guidance
 from flashu.plan.explain import Sizes
 from flashu.plan.recipe import Recipe
@@ -102,8 +103,7 @@ class Emu3Layout:
         """Ids before, between and after the images."""
         text, count = self.processor.text, len(request.images)
         if request.ids is None:
-            before, after = text.before(), text.question(request.text)
-            return [before, *[[] for _ in range(count - 1)], after] if count else [[*before, *after]]
+            return text.question_parts(request.text, count)
         if not request.ids or not all(0 <= token < self.model.config.text.vocab_size for token in request.ids):
             raise PromptError("a row of ids holds at least one token, all of them the model's")
         parts: list[list[int]] = [[]]
@@ -190,4 +190,12 @@ def sizes_of(name: str, config: Emu3Config, defaults: GenerationDefaults, factor
         rows, columns = code_size(factor, height or defaults.height, width or defaults.width)
         return rows * columns
 
-    return Sizes(name, spec_of(config), defaults, image_tokens, lambda count: count, None)
+    return Sizes(
+        name,
+        spec_of(config),
+        defaults,
+        image_tokens,
+        lambda count: count,
+        None,
+        lambda part: counted(lambda: Emu3(config)),
+    )

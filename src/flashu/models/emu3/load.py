@@ -93,14 +93,16 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: Device = None,
     cls: type[Model] = Emu3,  # type: ignore[assignment]
+    quantize: str | None = None,
 ) -> Model:
-    """A model from a folder or hub id, in eval mode; ``dtype`` None = as stored. Errors: ``CheckpointError``."""
+    """A model from a folder or hub id, in eval mode; ``dtype`` None = as stored. ``quantize``: as it is read.
+    Errors: ``CheckpointError``."""
     manifest = read_manifest(checkpoint_folder(source, FILES))
     with torch.device("meta"):
         model = cls(manifest.config)
     found = {renamed(name): value for name, value in read_weights(weight_files(manifest.folder)).items()}
     weights = {name: value for name, value in found.items() if not name.startswith(VISION)}
-    fill(model, weights, manifest.folder, dtype, device)
+    fill(model, weights, manifest.folder, dtype, device, quantize)
     fill_buffers(model, device)
     return model.eval()
 

@@ -95,7 +95,8 @@ class Processor:
         return self.text.ids.eos
 
     def row(self, text: str, images: int = 0) -> list[int]:
-        return [*self.text.before(), *[self.placeholder] * images, *self.text.question(text)]
+        first, *rest = self.text.question_parts(text, images)
+        return first + [token for part in rest for token in (self.placeholder, *part)]
 
     def cut(self, prompt: str) -> str:
         ids = self.text.encode(prompt)

@@ -82,7 +82,7 @@ class Emu3(Pretrained, Architecture):
         # The processor first, so that small faults show before big reads.
         processor = load_processor(checkpoint.source, device=device, autoencoder=autoencoder)
         place = "cpu" if offload else device
-        model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls)
+        model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls, quantize)
         model.name, model.processor = checkpoint.name, processor
         file = checkpoint_folder(checkpoint.source) / CALIBRATION
         if file.exists():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flashu.errors import PromptError
 from flashu.models.emu3.config import Ids
-from flashu.models.words import encode
+from flashu.models.words import IMAGE, around_images, encode
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,14 @@ class Text:
         """The question and what follows it."""
         self._check("question", text, self.max_question)
         return self.encode(text + self.template.assistant)
+
+    def question_parts(self, text: str, images: int) -> list[list[int]]:
+        """Ids before, between and after the images of a question; of one about none, the whole row."""
+        self._check("question", text.replace(IMAGE, " "), self.max_question)
+        *before, last = around_images(text, images)
+        parts = [self.encode(words) if words.strip() else [] for words in before]
+        parts.append(self.encode(last + self.template.assistant))
+        return [[*self.before(), *parts[0]], *parts[1:]]
 
     # -- inside ------------------------------------------------------------------------------------------------
     def _check(self, kind: str, text: str, limit: int) -> None:

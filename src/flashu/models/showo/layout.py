@@ -15,6 +15,7 @@ from flashu.inference.actions import Action, AnswerRequest, Append, Decode, Draw
 from flashu.inference.samplers.masked import MaskedSampler, Schedule
 from flashu.inference.samplers.noise import Noise
 from flashu.models.defaults import GenerationDefaults
+from flashu.models.fit import counted
 from flashu.models.pictures import Picture, pixels
 from flashu.models.showo.config import ShowOConfig
 from flashu.models.showo.model import ShowO
@@ -249,4 +250,12 @@ def sizes_of(name: str, config: ShowOConfig, defaults: GenerationDefaults, facto
     def tokens(height: int | None, width: int | None) -> int:
         return image_tokens(config, factor, height, width)
 
-    return Sizes(name, spec_of(config), defaults, tokens, lambda count: config.max_text + count + 3, None)
+    return Sizes(
+        name,
+        spec_of(config),
+        defaults,
+        tokens,
+        lambda count: config.max_text + count + 3,
+        None,
+        lambda part: counted(lambda: ShowO(config)),
+    )

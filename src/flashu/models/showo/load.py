@@ -50,14 +50,16 @@ def load_model(
     device: Device = None,
     cls: type[Model] = ShowO,  # type: ignore[assignment]
     remasking: Remasking | None = None,
+    quantize: str | None = None,
 ) -> Model:
     """A model from a folder or hub id, in eval mode; ``dtype`` None = as stored, ``remasking``: see `ShowOConfig`, None
-    = as the checkpoint says. Errors: ``CheckpointError``."""
+    = as the checkpoint says. ``quantize``: as it is read.
+    Errors: ``CheckpointError``."""
     manifest = read_manifest(checkpoint_folder(source))
     config = manifest.config if remasking is None else replace(manifest.config, remasking=remasking)
     with torch.device("meta"):
         model = cls(config)
-    fill(model, read_weights(weight_files(manifest.folder)), manifest.folder, dtype, device)
+    fill(model, read_weights(weight_files(manifest.folder)), manifest.folder, dtype, device, quantize)
     model.showo.model.rotary_emb = rotary_of(config).to(device or "cpu")
     return model.eval()
 

@@ -14,6 +14,7 @@ from flashu.models.defaults import GenerationDefaults
 from flashu.models.pictures import Picture, pixels, to_pil
 from flashu.models.showo.text import Text
 from flashu.models.video import Video
+from flashu.models.words import around_images
 
 FACTOR = 16  # pixels per code, where no image tokenizer says
 
@@ -71,7 +72,10 @@ class Processor:
         return self.text.ids.eot
 
     def row(self, text: str, images: int = 0) -> list[int]:
-        return [*[self.placeholder] * images, *self.text.question(text)]
+        before, *rest = around_images(text, images)
+        if any(words.strip() for words in (before, *rest[:-1]) if rest):
+            raise ImageError("Show-o shows its picture before the question: put <image> first, or leave it out")
+        return [*[self.placeholder] * images, *self.text.question(rest[-1] if rest else before)]
 
     def cut(self, prompt: str) -> str:
         """As the authors' program cuts it."""

@@ -89,7 +89,7 @@ class ShowO(Pretrained, Architecture):
         # The processor first, so that small faults show before big reads.
         processor = load_processor(checkpoint.source, device=device, autoencoder=autoencoder, clip=clip)
         place = "cpu" if offload else device
-        model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls, remasking)
+        model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls, remasking, quantize)
         model.name, model.processor = checkpoint.name, processor
         file = checkpoint_folder(checkpoint.source) / CALIBRATION
         if file.exists():

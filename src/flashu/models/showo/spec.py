@@ -22,4 +22,5 @@ def spec_of(config: ShowOConfig) -> ModelSpec:
         ffn_matrices=2,
         codes=config.codes,
         markers=2,
+        pictures=1,
     )
