@@ -21,7 +21,7 @@ class DraftBatch:
 
     ``pending`` [B]: the last token of each, not yet computed. ``known``: its text tokens so far, the pending one the
     last. ``choosers``: how its tokens are chosen. ``lengths``: how many of its drafted tokens are used. Rows that have
-    stopped go along: of those, ``known`` is empty, the chooser None and the length 0. ``step``: (tokens [B], layer
+    stopped go along: of those, ``known`` is empty, the chooser None and the length 0. ``step``: (tokens [B], a layer
     plan) -> the model's logits [B, V] after one token more in every row.
     """
 
