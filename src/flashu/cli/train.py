@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flashu.training.draft.answers import Asked
     from flashu.training.draft.measure import Acceptance
 
-app = typer.Typer(help="Train what makes a model quicker, on its own answers.")
+app = typer.Typer(help="Train a model, or what drafts its answers.")
 
 OFFERED = ("model", "dtype", "device")
 
@@ -34,9 +34,38 @@ class Kind(str, Enum):
     self = "self"
 
 
-@app.callback()
-def train() -> None:
-    """Train what makes a model quicker, on its own answers."""
+@app.callback(invoke_without_command=True)
+def train(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="YAML settings of a run; run again to resume.")
+    ] = None,
+) -> None:
+    """Train a model, by the settings of a file; or what drafts its answers, on those."""
+    if context.invoked_subcommand is None:
+        if config is None:
+            raise typer.BadParameter("give --config FILE, or a command", ctx=context)
+        model(config)
+
+
+def model(path: Path) -> None:
+    """Train a model by the settings in a file."""
+    from flashu.models.registry import family, open_model
+    from flashu.training.settings import TrainSettings
+    from flashu.training.sources import source
+    from flashu.training.trainer import Trainer
+
+    settings = TrainSettings.load(path)
+    opened = open_model(settings.model)
+    own = family(opened.spec.family)
+    if own.save is None:
+        raise FlashUError(f"a trained {own.title} cannot be saved here")
+    opened.requires_grad_(True)
+    with progress() as bars:
+        trainer = Trainer(opened, settings, source(settings, opened), lambda line: print(line, flush=True))
+        trainer.run(bar(bars, "training", settings.steps))
+    trainer.save_model(own.save, opened.processor)
+    out().print(str(trainer.output / "model"), highlight=False)
 
 
 @app.command()

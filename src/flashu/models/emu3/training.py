@@ -103,6 +103,10 @@ class ScenesEmu3:
         where = torch.tensor(slots, device=self.device)
         return Rows(packed.to(self.device), *((where, None) if drawn else (None, where)))
 
+    def packed(self, examples: Sequence[Example], pool: Pictures) -> Packed:
+        """The rows alone."""
+        return self.rows(examples, pool).packed
+
     def _drawing(self, words: list[int], codes: Tensor) -> tuple[list[Part], list[int]]:
         """A row and the slots that predict its codes. The last code need not be fed."""
         text = self.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -104,6 +104,14 @@ class ScenesShowO:
             shown = codes + self.module.config.codes[0]
             rows = [self._asking(*row) for row in zip(examples, shown.tolist(), strict=True)]  # type: ignore[arg-type]
         return Rows(pack(rows).to(self.device), slice(start, start + count), drawn)
+
+    def packed(self, examples: Sequence[Example], pool: Pictures) -> Packed:
+        """The rows alone, with ids of the vocabulary as targets."""
+        rows = self.rows(examples, pool)
+        if not rows.drawn:
+            return rows.tokens
+        targets = rows.tokens.targets
+        return replace(rows.tokens, targets=targets + self.module.config.codes[0] * (targets != IGNORED))
 
     def _drawing(self, example: Drawing, codes: list[int], targets: list[int]) -> list[Part]:
         ids = self.text.ids
