@@ -98,8 +98,8 @@ def rows_of(
 def of_packed(
     task: str, packed: Packed, weight: float = 1.0, codes: tuple[int, int] | None = None, drawn: bool = False
 ) -> TaskRows:
-    """Rows that were packed for `training.scenes`. ``codes``: range of the vocabulary that is an image's; ``drawn``: the
-    targets are among them."""
+    """Rows that were packed for `training.scenes`. ``codes``: range of the vocabulary that is an image's; ``drawn``:
+    the targets are among them."""
     mask = packed.mask[:, 0]
     valid = ~((mask.sum(-1) == 1) & (mask.sum(-2) == 1))  # what sees and is seen by itself alone is padding
     visual = None if codes is None else (packed.ids >= codes[0]) & (packed.ids < codes[1])

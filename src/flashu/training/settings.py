@@ -16,9 +16,9 @@ Schedule = Literal["cosine", "linear", "constant"]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """``model``: a name, folder or hub id; ``output``: a folder. ``data``: {kind: records, path: ...} (`training.records`)
-    or {kind: scenes, world: scenes, scenes: 8000}. ``rows``: of each task in a batch ("t2i", "mmu", ...), in each of
-    ``accumulate`` batches per update and process; ``weights``: of each task's loss.
+    """``model``: a name, folder or hub id; ``output``: a folder. ``data``: {kind: records, path: ...}
+    (`training.records`) or {kind: scenes, world: scenes, scenes: 8000}. ``rows``: of each task in a batch ("t2i",
+    "mmu", ...), in each of ``accumulate`` batches per update and process; ``weights``: of each task's loss.
 
     ``lr`` rises over ``warmup`` updates, then follows ``schedule`` down to ``lr`` x ``last``. ``precision``: "no" = the
     model's, or "bf16" autocast. ``ema``: decay of an average of the weights, 0 = none. ``unimod``: settings of
