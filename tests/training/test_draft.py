@@ -264,7 +264,9 @@ def test_a_head_is_read_off_any_model() -> None:
 def test_the_layout_of_safeailab(tmp_path: Path) -> None:
     """One flat config, the layer named midlayer, pickled weights, no embeddings."""
     engine = engine_of("showo2")
-    network = Eagle3(Eagle3Config.of(engine.model, 20, fc_norm=False, layer_ids=(2, 3, 3)), list(range(10, 30))).start(engine.model)
+    network = Eagle3(Eagle3Config.of(engine.model, 20, fc_norm=False, layer_ids=(2, 3, 3)), list(range(10, 30))).start(
+        engine.model
+    )
     c = network.config
     config = {
         "architectures": ["LlamaForCausalLMEagle3"],

@@ -67,8 +67,8 @@ def apply_unimod(
     Its arguments and results stay: losses, of which the routers' own is a part, and no logits unless ``logits`` asks
     for them. ``config``: settings, or the name of a preset; "dense" = exact training alone. ``routers``: trained ones
     (new ones by ``seed`` otherwise); optimize ``result.routers.parameters()`` with the model's. ``savings``: see
-    `Savings`. ``dropout``: a model that would drop values out is refused, or trained without ("off"). Without labels a call gives
-    all logits of routed rows. Applying again replaces the settings. A model of ours needs no patch: see
+    `Savings`. ``dropout``: a model that would drop values out is refused, or trained without ("off"). Without labels a
+    call gives all logits of routed rows. Applying again replaces the settings. A model of ours needs no patch: see
     `RoutedTraining`.
     """
     tuning = _tuning(model)

@@ -16,7 +16,7 @@ from flashu.models.emu3.official import AUTHORS, TRANSFORMERS, official_defaults
 from flashu.models.emu3.public import Emu3
 from flashu.models.emu3.random import NAMED, named_model
 from flashu.models.emu3.reference import Reference
-from flashu.models.emu3.tuning import Tuning, recognizes
+from flashu.models.emu3.tuning import Tuning, tunes
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
 from flashu.plan.explain import Sizes
@@ -72,5 +72,5 @@ FAMILY = Family(
     random_sizes=tuple(NAMED),
     trainer=trainer,
     tuning=Tuning,
-    tunes=recognizes,
+    tunes=tunes,
 )

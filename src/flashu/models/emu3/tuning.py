@@ -17,7 +17,7 @@ from flashu.models.shared import share_modules
 from flashu.models.training import IGNORED
 
 
-def recognizes(module: Any) -> bool:
+def tunes(module: Any) -> bool:
     """Whether it is transformers' `Emu3ForConditionalGeneration`, or has its parts."""
     body = getattr(module, "model", None)
     return hasattr(module, "lm_head") and hasattr(body, "text_model") and hasattr(body, "vocabulary_mapping")
