@@ -32,7 +32,7 @@ def test_drawing(name: str, tiny_engine: flashu.Engine) -> None:
         tiny_engine.generate("w1", **asked)
     if name != "images_per_prompt":
         with pytest.raises(flashu.FlashUError, match=f"{name} is {HUGE}"):
-            tiny_engine.edit(PICTURE, "w1", **asked)
+            tiny_engine.edit(PICTURE, "w1", **{"text_guidance" if name == "guidance" else name: HUGE})
     if name not in ("images_per_prompt", "batch_size"):
         with pytest.raises(flashu.FlashUError, match=f"{name} is {HUGE}"):
             tiny_engine.explain("generation", **asked)

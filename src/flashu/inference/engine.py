@@ -226,15 +226,16 @@ class Engine:
         shown = list(images) if isinstance(images, list | tuple) else [images] * len(listed)
         if not listed or len(shown) != len(listed):
             raise ImageError(f"{len(shown)} images for {len(listed)} prompts: give one image per prompt")
-        if not self.layout.edits:
-            family = self.model.spec.family
-            raise FlashUError(f"this model ({family}) does not edit images, or was loaded without the parts for it")
         shared = {"steps": steps, "guidance": text_guidance, "shift": shift, "height": height, "width": width}
         shared |= asked
         requests = [
             DrawRequest(text, s, images=(image,), **shared)  # type: ignore[arg-type]
             for text, image, s in zip(listed, shown, seeds_of(seed, len(listed), "images"), strict=True)
         ]
+        check_number("batch_size", batch_size)
+        if not self.layout.edits:
+            family = self.model.spec.family
+            raise FlashUError(f"this model ({family}) does not edit images, or was loaded without the parts for it")
         return self._drawn(requests, batch_size, on_step, on_text, decode)
 
     def editing(self, image: Picture) -> EditSession:

@@ -91,7 +91,7 @@ class FeatureHistory:
         latest = max((kept[-1][0] for kept in self._kept.values()), default=0)
         return tuple(name for name, kept in self._kept.items() if kept[-1][0] == latest)
 
-    def keep(self, index: int, branches: tuple[str, ...], features: Tensor, order: int | None) -> None:
+    def keep(self, index: int, branches: tuple[str, ...], features: Tensor, order: int | None = None) -> None:
         """Features [branches, N, d] of forward ``index``. ``order``: see `Plan.differences`."""
         for name, own in zip(branches, features, strict=True):
             before = self._kept.get(name, [])
