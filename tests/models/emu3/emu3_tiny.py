@@ -21,7 +21,7 @@ TEMPLATE = Template(system="", assistant="", positive="", negative="w1 w2")
 def tokenizer() -> Tokenizer:
     vocabulary = {f"w{n}": n for n in range(WORDS)} | {str(n): WORDS + n for n in range(STAR - WORDS)} | {"*": STAR}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"w\d+|\d+|\*"), "removed", invert=True)
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"w\d+|\d+|\*|[^\s\d*]+"), "removed", invert=True)
     special = sorted(sizes()["vocabulary_map_non_visual"].items(), key=lambda item: item[1])
     assert len(vocabulary) == special[0][1]
     made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name, _ in special])

@@ -8,7 +8,6 @@ from typing import Any
 
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.emu3.config import Emu3Config
-from flashu.models.emu3.dropin.call import recognizes
 from flashu.models.emu3.dropin.handle import DropIn
 from flashu.models.emu3.layout import sizes_of
 from flashu.models.emu3.load import load_processor, read_manifest, save_model

@@ -31,6 +31,9 @@ class Emu3Layout:
     """Rows of Emu3, all of them causal. Drawing: [bos, prompt, boi, size, img], then codes row by row with an end of
     line after each; the guidance branch has a prompt of its own. Seeing: [bos, system, images, question]."""
 
+    edits = thinks = False
+    settings: frozenset[str] = frozenset()
+
     def __init__(self, model: Emu3, processor: Processor) -> None:
         self.model, self.processor = model, processor
         self.defaults = processor.defaults
@@ -39,8 +42,8 @@ class Emu3Layout:
     # -- drawing -----------------------------------------------------------------------------------------------
     def draw(self, requests: Sequence[DrawRequest], recipe: Recipe) -> list[list[Action]]:
         for request in requests:
-            if request.images or request.history:
-                raise FlashUError("Emu3 draws of a prompt alone: it takes neither images to edit nor a history")
+            if request.images or request.history or request.known is not None:
+                raise FlashUError("Emu3 draws from a prompt alone: it takes no images to edit or complete, no history")
             if request.shift is not None:
                 raise FlashUError("Emu3 draws code after code: there is no time to shift, leave shift out")
         if recipe.padded:

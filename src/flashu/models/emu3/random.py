@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from flashu.models.emu3.model import Emu3
 from flashu.models.emu3.processor import Processor
 from flashu.models.emu3.text import Template, Text
 from flashu.models.emu3.vq import VQ
+from flashu.models.fit import counted, free_bytes
 from flashu.scenes import tokenizer
 
 NAMED = {"emu3": 720, "emu3-512": 512}
@@ -39,13 +39,8 @@ def named_model(
 
 def fits(config: Emu3Config, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether every layer can have weights of its own here."""
-    with torch.device("meta"):
-        needed = sum(p.numel() for p in Emu3(config).parameters()) * dtype.itemsize
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return needed + SPARE <= free
+    free = free_bytes(device)
+    return free is None or counted(lambda: Emu3(config)).total * dtype.itemsize + SPARE <= free
 
 
 @torch.no_grad()

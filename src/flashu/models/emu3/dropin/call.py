@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Allowed = Callable[[int, Tensor], Sequence[int]]
 """(row, its ids so far) -> the ids that may come next."""
@@ -50,11 +50,12 @@ class Unlike(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """``ids`` [B, L]: the rows as they were given, their pictures' codes in place; ``rows``: without their padding.
-    ``limit``: new tokens at most; ``eos``: what ends a row, ``pad`` what follows its end. ``allowed``: what may come
-    next, None = anything. ``guidance``: its scale, None = off; ``negative``: the guidance branch's rows. ``noise``:
-    sampling, by temperature and top_k, None = greedy."""
+    """``asked`` [B, L]: the rows as they were given; ``ids``: with their pictures' codes in place; ``rows``: those without
+    their padding. ``limit``: new tokens at most; ``eos``: what ends a row, ``pad`` what follows its end. ``allowed``:
+    what may come next, None = anything. ``guidance``: its scale, None = off; ``negative``: the guidance branch's rows.
+    ``sampled``: by ``temperature`` and ``top_k`` (0 = all), else greedy. ``as_dict``: what the caller wants back."""
 
+    asked: Tensor
     ids: Tensor
     rows: list[list[int]]
     limit: int
@@ -76,6 +77,7 @@ def read(module: Any, placeholder: int, args: tuple[Any, ...], kwargs: dict[str,
     ids = given.get("inputs", given.get("input_ids"))
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         raise Unlike("rows are not given as ids")
+    asked = ids
     pad, eos = _value(settings, "pad_token_id"), _value(settings, "eos_token_id")
     ends = frozenset(eos if isinstance(eos, list | tuple) else () if eos is None else (eos,))
     mask = given.get("attention_mask")
@@ -115,6 +117,7 @@ def read(module: Any, placeholder: int, args: tuple[Any, ...], kwargs: dict[str,
     if allowed is not None and sampled and _value(settings, "temperature") != 1:
         raise Unlike("it draws at a temperature")
     return Call(
+        asked,
         ids,
         _unpadded(ids, mask),
         _limit(settings, ids.shape[1]),
@@ -182,17 +185,3 @@ def _unpadded(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
     if not bool((mask[:, 1:] >= mask[:, :-1]).all() and mask[:, -1].all()):
         raise Unlike("rows are padded elsewhere than on the left")
     return [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
-
-
-def recognizes(module: nn.Module) -> bool:
-    """Whether a module is an instance of transformers' class, by the parts only it has."""
-    parts = ("model.text_model.layers", "model.vqmodel.quantize", "lm_head", "generate", "generation_config")
-    return all(_has(module, path) for path in parts) and not hasattr(module, "spec")
-
-
-def _has(module: Any, path: str) -> bool:
-    for name in path.split("."):
-        if not hasattr(module, name):
-            return False
-        module = getattr(module, name)
-    return True

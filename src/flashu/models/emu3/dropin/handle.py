@@ -20,6 +20,8 @@ from flashu.inference.engine import RecipeSource, recipe_for
 from flashu.inference.prepared import PreparedRecipe
 from flashu.inference.run import Run, StepTrace, complete
 from flashu.inference.samplers.autoregressive import AutoregressiveSampler
+from flashu.interfaces.bound import BoundMethods, unbind
+from flashu.models.adopt import place, stamp
 from flashu.models.emu3.dropin.call import Call, Unlike, read
 from flashu.models.emu3.dropin.rows import Chooser, Course, RowNoise, StepNoise, course
 from flashu.models.emu3.layout import UNCOND, tokens, words
@@ -54,17 +56,9 @@ def share(view: Emu3, module: nn.Module) -> None:
     if wrong := sorted(theirs.keys() ^ ours.keys()):
         raise CheckpointError(f"{type(module).__name__} has other weights than an Emu3 of its size: {wrong[:6]}")
     for name, parameter in theirs.items():
-        owner, _, leaf = name.rpartition(".")
-        setattr(view.get_submodule(owner), leaf, parameter)
+        owner, leaf = place(view, name)
+        setattr(owner, leaf, parameter)
     fill_buffers(view, view.device)
-
-
-def stamp(module: nn.Module) -> tuple[object, ...]:
-    """Changes whenever a weight is replaced, cast, moved or written to."""
-    return tuple(
-        (id(p), p.untyped_storage().data_ptr(), p.dtype, p.device, None if p.is_inference() else p._version)
-        for p in module.parameters()
-    )
 
 
 class DropIn:
@@ -98,10 +92,10 @@ class DropIn:
     # -- the instance's method -------------------------------------------------------------------------------------
     def bind(self, module: nn.Module) -> None:
         """Answer the instance's ``generate`` from now on."""
-        Bound(module, self).bind()
+        Emu3Methods(module, self).bind()
 
     def unbind(self, module: nn.Module) -> None:
-        vars(module)["generate"].__self__.unbind()
+        unbind(module)
 
     @torch.no_grad()
     def generate(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -117,13 +111,12 @@ class DropIn:
         longest = max(map(len, rows))
         padded = [row + [call.pad] * (longest - len(row)) for row in rows]
         given = torch.tensor(padded, dtype=call.ids.dtype, device=call.ids.device).view(len(rows), longest)
-        asked = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
-        sequences = torch.cat((asked, given), dim=1)
+        sequences = torch.cat((call.asked, given), dim=1)
         if not call.as_dict:
             return sequences
         from transformers.generation import GenerateDecoderOnlyOutput
 
-        return GenerateDecoderOnlyOutput(sequences=sequences)
+        return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
 
     # -- drawing -----------------------------------------------------------------------------------------------
     def _drawn(self, call: Call) -> list[list[int]]:
@@ -237,33 +230,16 @@ class DropIn:
             log.warning("left to the original program: %s", why)
 
 
-class Bound:
-    """``generate`` of one instance, answered by a `DropIn`, or by the instance's own class where that cannot."""
+class Emu3Methods(BoundMethods):
+    """Calls on one instance, answered by a `DropIn`, or by the instance's own class where that cannot."""
 
-    def __init__(self, module: Any, behind: DropIn) -> None:
-        self.module, self.behind = module, behind
-        self.before: dict[str, Any] = {
-            name: vars(module)[name] for name in ("generate", "__getstate__") if name in vars(module)
-        }
+    METHODS = ("generate",)
 
-    def bind(self) -> None:
-        vars(self.module)["generate"] = self.generate
-        vars(self.module)["__getstate__"] = self.plain_state
-
-    def unbind(self) -> None:
-        for name in ("generate", "__getstate__"):
-            del vars(self.module)[name]
-        vars(self.module).update(self.before)
+    def __init__(self, module: nn.Module, behind: DropIn) -> None:
+        super().__init__(module)
+        self.behind = behind
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As of transformers' class."""
         answer = self.behind.generate(self.module, args, kwargs)
-        if answer is not None:
-            return answer
-        own = self.before.get("generate")
-        return type(self.module).generate(self.module, *args, **kwargs) if own is None else own(*args, **kwargs)
-
-    def plain_state(self) -> Any:
-        """The instance's state without this method: copies and pickles are unpatched."""
-        state = vars(self.module)
-        return {name: v for name, v in state.items() if getattr(v, "__self__", None) is not self} | self.before
+        return self.original("generate")(*args, **kwargs) if answer is None else answer
