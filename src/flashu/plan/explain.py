@@ -26,6 +26,7 @@ class Sizes:
     pixels, None = the usual) -> tokens. ``padded``: image tokens -> length of a padded row. ``times``: (forwards,
     solver) -> flow times, the last one the end; None where images are not drawn by flow. ``weights``: (one of
     ``parts``, None = all of the model) -> how many numbers its weights are, without the autoencoder; None = not known.
+    ``shown``: tokens of a picture in a question; None = as many as of an image to draw.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Sizes:
     times: Callable[[int, str], list[float]] | None
     weights: Callable[[str | None], WeightCounts] | None = None
     parts: tuple[str, ...] = ()
+    shown: int | None = None
 
 
 def tabulate(
@@ -68,7 +70,7 @@ def tabulate(
     def table(of: Recipe) -> tuple[list[Forward], list[Prompt]]:
         if task == "understanding":
             budget = max_new_tokens or sizes.defaults.max_new_tokens
-            return list(answering(sizes, of, tokens, question_tokens, budget)), []
+            return list(answering(sizes, of, sizes.shown or tokens, question_tokens, budget)), []
         asked = steps or sizes.defaults.steps
         scale = sizes.defaults.guidance if guidance is None else guidance
         scales = sizes.spec.scales(scale)

@@ -30,6 +30,7 @@ from flashu.runtime.layout import Segment, TokenLayout
 
 UNCOND = "uncond"
 PADDED = "the released FlashU program is for another family: leave reference and padded mode"
+CLIP_COUNT = 576  # features of a picture by ViT-L/14 at 336 px
 AT_ONCE = 8  # pictures the image tokenizer encodes at a time
 SCHEDULES: Mapping[str, Schedule] = {"original": "compounding", "maskgit": "maskgit"}
 
@@ -195,7 +196,9 @@ class ShowOLayout:
         return self.processor.text.decode(ids)
 
     def sizes(self, name: str) -> Sizes:
-        return sizes_of(name, self.model.config, self.defaults, self.processor.factor)
+        clip = self.processor.clip
+        count = CLIP_COUNT if clip is None else clip.count
+        return sizes_of(name, self.model.config, self.defaults, self.processor.factor, count)
 
     # -- inside ------------------------------------------------------------------------------------------------
     @torch.inference_mode()
@@ -244,8 +247,10 @@ def image_tokens(config: ShowOConfig, factor: int, height: int | None, width: in
     return config.image_tokens
 
 
-def sizes_of(name: str, config: ShowOConfig, defaults: GenerationDefaults, factor: int = FACTOR) -> Sizes:
-    """What `plan.explain` needs; no weights are looked at."""
+def sizes_of(
+    name: str, config: ShowOConfig, defaults: GenerationDefaults, factor: int = FACTOR, features: int = CLIP_COUNT
+) -> Sizes:
+    """What `plan.explain` needs; no weights are looked at. ``features``: of a picture that is shown by them."""
 
     def tokens(height: int | None, width: int | None) -> int:
         return image_tokens(config, factor, height, width)
@@ -257,5 +262,6 @@ def sizes_of(name: str, config: ShowOConfig, defaults: GenerationDefaults, facto
         tokens,
         lambda count: config.max_text + count + 3,
         None,
-        lambda part: counted(lambda: ShowO(config)),
+        weights=lambda part: counted(lambda: ShowO(config)),
+        shown=None if config.clip_size is None else features,
     )
