@@ -75,7 +75,7 @@ class GEdit(Benchmark):
         named: dict[str, Any] = {}
         sources = {}
         for row, source in rows:
-            parts = [row.get(name) for name in ("task_type", "instruction_language", "key")]
+            parts: list[Any] = [row.get(name) for name in ("task_type", "instruction_language", "key")]
             if not all(isinstance(part, str) and part and Path(part).name == part for part in parts):
                 raise FlashUError(f"{data}: {parts} cannot be the place of an image; is this GEdit-Bench?")
             if language in (None, parts[1]):

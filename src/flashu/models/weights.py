@@ -111,7 +111,7 @@ def fill(
         for name in group:
             owner, leaf = _place(model, name)
             setattr(owner, leaf, new)
-            if leaf == "weight" and owner in wide:
+            if quantize is not None and leaf == "weight" and owner in wide:
                 narrow(owner, quantize)
     if quantize is not None:
         finished(model, quantize, before)

@@ -14,7 +14,7 @@ from flashu.models.bagel.text import Text
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.pictures import Autoencoder, Picture, normalised, opened, to_pil
 from flashu.models.video import Video
-from flashu.models.words import IMAGE, around_images
+from flashu.models.words import around_images
 
 PIXELS = 14 * 14 * 9 * 1024  # most of a resized picture
 
@@ -89,9 +89,9 @@ class Processor:
         return self.text.ids.eos
 
     def row(self, text: str, images: int = 0) -> list[int]:
-        self.text.block("question", text.replace(IMAGE, " "))  # blank or overlong as a whole
         parts = around_images(text, images)
-        first, *rest = (self.text.block("question", part) if part.strip() else [] for part in parts)
+        said = [part for part in parts if part.strip()] or parts[-1:]  # one that is blank as a whole is refused
+        first, *rest = (self.text.block("question", part) if part in said else [] for part in parts)
         return [*first, *(token for part in rest for token in (self.placeholder, *part)), self.text.ids.bos]
 
     def cut(self, prompt: str) -> str:
