@@ -98,6 +98,9 @@ def draft(
     ] = None,
     max_new_tokens: opt.MaxNewTokens = None,
     most: Annotated[int, typer.Option(min=1, max=16, help="Tokens drafted at once where acceptance is measured.")] = 5,
+    verifier: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the model in transformers' format, for `speculators`.")
+    ] = None,
     seed: opt.ItemSeed = 0,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -145,7 +148,7 @@ def draft(
                 )
                 trainer = training.DraftTrainer(engine, network, asked, said, settings)
                 training.train(trainer, output, lambda entry: None if as_json else print(_line(entry), flush=True))
-                save_network(output, network, engine.model, most)
+                save_network(output, network, engine.model, most, verifier)
     speculation = Speculation(load_drafter(output, engine.model), most, adapt=False)
     _report(engine, speculation, unseen, kind.value, max_new_tokens, as_json, str(output))
 

@@ -29,8 +29,11 @@ PREFIX = "flashu_"
 FILE = "model.safetensors"
 
 
-def write_config(folder: Path, kind: str, model: UnifiedModel, drafted: int, **settings: Any) -> None:
-    """A draft's config.json. ``drafted``: tokens proposed at once; ``settings``: of the kind."""
+def write_config(
+    folder: Path, kind: str, model: UnifiedModel, drafted: int, verifier: str | None = None, **settings: Any
+) -> None:
+    """A draft's config.json. ``drafted``: tokens proposed at once; ``verifier``: see `save_network`; ``settings``: of
+    the kind."""
     proposal = {"proposal_type": "greedy", "speculative_tokens": drafted, "verifier_accept_k": 1, "accept_tolerance": 0}
     about = {
         "speculators_model_type": kind,
@@ -39,8 +42,7 @@ def write_config(folder: Path, kind: str, model: UnifiedModel, drafted: int, **s
             "algorithm": kind,
             "proposal_methods": [proposal],
             "default_proposal_method": "greedy",
-            # Other models are in no library that could fetch them.
-            "verifier": {"name_or_path": model.name if "/" in model.name else None, "architectures": []},
+            "verifier": {"name_or_path": verifier, "architectures": []},
         },
         "flashu": {"model": model.name, "family": model.spec.family, "model_hash": checkpoint_hash(model)},
     }
@@ -48,14 +50,17 @@ def write_config(folder: Path, kind: str, model: UnifiedModel, drafted: int, **s
     (folder / "config.json").write_text(json.dumps(about | settings, indent=2) + "\n")
 
 
-def save_network(folder: str | Path, network: DraftNetwork, model: UnifiedModel, drafted: int) -> None:
-    """Write a network as a folder; ``drafted``: tokens to propose at once."""
+def save_network(
+    folder: str | Path, network: DraftNetwork, model: UnifiedModel, drafted: int, verifier: str | None = None
+) -> None:
+    """Write a network as a folder; ``drafted``: tokens to propose at once. ``verifier``: hub id or folder of the model
+    drafted for as transformers knows it, which `speculators` 0.9 opens beside an EAGLE-3 draft; not needed here."""
     folder, config = Path(folder), network.config
     if isinstance(config, Eagle3Config):
         settings = _eagle3_settings(config)
-        write_config(folder, config.kind, model, drafted, architectures=["Eagle3Speculator"], **settings)
+        write_config(folder, config.kind, model, drafted, verifier, architectures=["Eagle3Speculator"], **settings)
     else:
-        write_config(folder, PREFIX + config.kind, model, drafted, settings=config.to_dict())
+        write_config(folder, PREFIX + config.kind, model, drafted, verifier, settings=config.to_dict())
     tensors = {name: value for name, value in network.state_dict().items() if name != "target_ids"}
     if isinstance(config, Eagle3Config):
         tensors["embed_tokens.weight"] = model.get_input_embeddings().weight  # type: ignore[assignment]
