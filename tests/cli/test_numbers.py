@@ -67,6 +67,9 @@ def commands(group: typer.Typer, *names: str) -> Iterator[tuple[tuple[str, ...],
         yield (*names, info.name or info.callback.__name__.replace("_", "-")), info.callback
     for inner in group.registered_groups:
         assert isinstance(inner.typer_instance, typer.Typer)
+        own = inner.typer_instance.registered_callback
+        if own is not None and own.callback is not None:
+            yield (*names, str(inner.name)), own.callback
         yield from commands(inner.typer_instance, *names, str(inner.name))
 
 

@@ -11,9 +11,16 @@ import typer
 from flashu.cli import options as opt
 from flashu.cli.output import command_line, out, progress, to_json, write, write_text
 
+app = typer.Typer(
+    help="Measure the original program's computation, the exact runtime and the methods side by side.",
+    rich_markup_mode=None,
+)
 
+
+@app.callback(invoke_without_command=True)
 @opt.offers(opt.EngineOptions, "device", "dtype", "pack", "quantize", "offload")
 def bench(
+    context: typer.Context,
     options: opt.EngineOptions,
     model: Annotated[
         str,
@@ -39,6 +46,8 @@ def bench(
     ] = None,
 ) -> None:
     """Measure the original program's computation, the exact runtime and the methods side by side."""
+    if context.invoked_subcommand is not None:
+        return
     import torch
 
     from flashu.bench.measure import bench as measured
@@ -81,3 +90,51 @@ def bench(
             write_text(path, to_json(report.to_dict()) + "\n")
     if output is not None:
         write(output / "bench.png", lambda part: plot(report, part))
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="As for `flashu serve`.")] = "scenes",
+    preset: Annotated[str, typer.Option(help="As for `flashu serve`.")] = "exact",
+    rates: Annotated[
+        str | None,
+        typer.Option(help="Requests a second, separated by commas; around what one at a time can if not given."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long requests arrive at each rate.")] = 20,
+    steps: opt.Steps = None,
+    seed: opt.ItemSeed = 0,
+    threads: Annotated[int | None, opt.number("threads", "CPU threads of each server.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", dir_okay=False, help="Write all numbers here.")] = None,
+) -> None:
+    """Load servers from outside: one request at a time, whole requests together, and batching by step, in turns.
+
+    Requests (drawings, questions, edits where the model can) arrive at random, whatever has been answered.
+    """
+    import torch
+
+    from flashu.bench.serving import bench_serving
+    from flashu.bench.serving_table import tabulated
+    from flashu.evaluation.machine import conditions
+
+    try:
+        asked = None if rates is None else [float(rate) for rate in rates.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter("numbers separated by commas", param_hint="'--rates'") from error
+    if asked is not None and not all(0 < rate <= 10_000 for rate in asked):
+        raise typer.BadParameter("between 0 and 10000 requests a second", param_hint="'--rates'")
+    with progress() as bars:
+        task = bars.add_task("", total=None)
+        report = bench_serving(
+            model,
+            preset,
+            seconds=seconds,
+            rates=asked,
+            steps=steps,
+            seed=seed,
+            threads=threads,
+            say=lambda text: bars.update(task, description=text),
+        )
+    report.command, report.conditions = command_line(), conditions(torch.device("cpu"))
+    out().print(tabulated(report))
+    if json_file is not None:
+        write_text(json_file, to_json(report.to_dict()) + "\n")

@@ -83,9 +83,10 @@ def start(
 
 
 for command in (
-    generate.generate, ask.ask, demo.demo, calibrate.calibrate, plan.plan, bench.bench, lab.lab, tune.tune,
+    generate.generate, ask.ask, demo.demo, calibrate.calibrate, plan.plan, lab.lab, tune.tune,
     models.models, serve.serve,
 ):  # fmt: skip
     app.command()(command)
+app.add_typer(bench.app, name="bench")
 app.add_typer(eval.app, name="eval")
 app.add_typer(train.app, name="train")
