@@ -19,12 +19,13 @@ import flashu
 from flashu.inference.engine import Engine
 from flashu.plan import LayerPlan, Route
 from flashu.plan.recipe import Recipe
+from flashu.plan.schedules import cosine, ramp
 from flashu.runtime.layout import TokenLayout
 from flashu.runtime.routing import Routed, best, narrowed
 from flashu.runtime.runner import Runner
 from flashu.runtime.view import View
 from flashu.training.cross_entropy import cross_entropy
-from flashu.training.mod import PRESETS, RoutedTraining, Routers, UniMoDConfig, cosine, preset, ramp, select_layers
+from flashu.training.mod import PRESETS, RoutedTraining, Routers, UniMoDConfig, preset, randomly, select_layers
 from flashu.training.mod.config import matched
 
 KEEP = st.floats(0.01, 1.0)
@@ -102,12 +103,14 @@ def test_keeping_all_without_a_gate_is_the_dense_model() -> None:
         torch.testing.assert_close(starting_at_one.weighted, dense.weighted, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", [*PRESETS, "show-o-paper", "emu3-paper", "random"])
 def test_presets_train(name: str) -> None:
     """Every arm has finite losses, and gradients in just the routers it has."""
     for family in ("showo", "emu3"):
         made = model(family)
-        trained = RoutedTraining(made, preset(name, made.spec.layers))
+        layers = made.spec.layers
+        own = randomly(preset("emu3-paper", layers)) if name == "random" else preset(name, layers)
+        trained = RoutedTraining(made, own)
         losses = trained(batch(family))
         trained.total(losses).backward()
         assert bool(torch.isfinite(losses.weighted))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,19 +12,10 @@ from tests.training.unimod import ABOUT, config, goldens, routers
 from torch import nn
 
 import flashu
-from flashu.models.emu3 import tuning as emu3_tuning
-from flashu.models.showo import tuning as showo_tuning
 from flashu.training import patch
 from flashu.training.exact import Savings
 from flashu.training.mod import UniMoDConfig
 from flashu.training.patch import apply_unimod, remove_unimod
-
-
-@pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two families whose programs train."""
-    both = [SimpleNamespace(tuning=t.Tuning, tunes=t.recognizes, title=t.__name__) for t in (showo_tuning, emu3_tuning)]
-    monkeypatch.setattr(patch, "families", lambda: both)
 
 
 def made(family: str) -> tuple[nn.Module, dict[str, Any]]:

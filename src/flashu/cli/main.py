@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from flashu import __version__
-from flashu.cli import ask, bench, calibrate, demo, eval, generate, lab, models, plan, serve, train, tune
+from flashu.cli import ask, bench, calibrate, demo, eval, generate, lab, models, plan, serve, study, train, tune
 from flashu.errors import FlashUError
 
 # Typer has carried its own copy of click since 0.20 or so; this is the base class of usage errors in either.
@@ -90,3 +90,4 @@ for command in (
 app.add_typer(bench.app, name="bench")
 app.add_typer(eval.app, name="eval")
 app.add_typer(train.app, name="train")
+app.add_typer(study.app, name="study")

@@ -75,6 +75,8 @@ class Family:
     ``benchmarks``: settings of the authors' scripts by benchmark, as `Engine.generate` takes them. ``trainer``: (world,
     seed, folder to start from | None) -> a new model for `training.scenes`, as its `Network`. ``tuning``: (module of a
     class that others train) -> its calls as `models.batches.Tuning`; ``tunes``: (module) -> whether it is one.
+    ``training_rows``: rows of the authors' training by name: task -> (length, real tokens, labels).
+    ``routings``: published UniMoD schedules by name: (layers) -> shares to keep by task and layer.
     """
 
     name: str
@@ -94,3 +96,5 @@ class Family:
     trainer: Callable[..., Any] | None = None
     tuning: Callable[[Any], Any] | None = None
     tunes: Callable[[Any], bool] = lambda module: False
+    training_rows: Mapping[str, Mapping[str, tuple[int, int, int]]] = field(default_factory=dict)
+    routings: Mapping[str, Callable[[int], Mapping[str, Mapping[int, float]]]] = field(default_factory=dict)

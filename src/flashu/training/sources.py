@@ -39,7 +39,8 @@ def source(settings: TrainSettings, model: Any) -> Batches:
 
 class Scenes:
     """Batches of procedural scenes, for the embedded model of a world. ``scenes`` in a pool, whose codes are kept in
-    the file ``cache``; ``codec``: what makes them, default the model's own. Other pools come of another ``pool_seed``."""
+    the file ``cache``; ``codec``: what makes them, default the model's own. Another ``pool_seed`` makes
+    other scenes."""
 
     def __init__(
         self,

@@ -147,8 +147,8 @@ class Trainer:
         torch.save({"step": self.step, "rows": [vars_of(rows) for rows in batch]}, path)
         found = ", ".join(f"{name} {float(value)}" for name, value in parts.items())
         raise FlashUError(
-            f"the loss of update {self.step + 1} is {float(loss.detach())} ({found}): its batch is in {path}; lower lr, "
-            "or look for rows that are wrong"
+            f"the loss of update {self.step + 1} is {float(loss.detach())} ({found}): its batch is in {path}; "
+            "lower lr, or look for rows that are wrong"
         )
 
     # -- what it leaves ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from flashu.models.emu3.official import AUTHORS, TRANSFORMERS, official_defaults
 from flashu.models.emu3.public import Emu3
 from flashu.models.emu3.random import NAMED, named_model
 from flashu.models.emu3.reference import Reference
-from flashu.models.emu3.tuning import Tuning, tunes
+from flashu.models.emu3.tuning import ROUTINGS, ROWS, Tuning, tunes
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
 from flashu.plan.explain import Sizes
@@ -72,4 +72,6 @@ FAMILY = Family(
     trainer=trainer,
     tuning=Tuning,
     tunes=tunes,
+    training_rows=ROWS,
+    routings=ROUTINGS,
 )

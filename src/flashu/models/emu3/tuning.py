@@ -15,6 +15,16 @@ from flashu.models.emu3.model import Emu3
 from flashu.models.layers import RotaryEmbedding
 from flashu.models.shared import share_modules
 from flashu.models.training import IGNORED
+from flashu.plan.schedules import last_half, level
+
+ROUTINGS = {"emu3-paper": lambda layers: dict.fromkeys(("t2i", "mmu"), level(last_half(layers), 0.2))}
+"""What the UniMoD paper ran: the last half of the layers keeps a fifth of both tasks' tokens."""
+
+ROWS = {
+    "512 px": {"t2i": (4250, 4250, 4096), "mmu": (4300, 4300, 80)},
+    "512 px, rows to draw padded to 10240": {"t2i": (10240, 4250, 4096)},
+}
+"""With some 80 text tokens; the authors' script pads rows to draw, and there is none for rows that answer."""
 
 
 def tunes(module: Any) -> bool:

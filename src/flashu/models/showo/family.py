@@ -21,6 +21,8 @@ from flashu.models.showo.processor import FACTOR
 from flashu.models.showo.public import ShowO
 from flashu.models.showo.random import NAMED, named_model
 from flashu.models.showo.reference import Reference
+from flashu.models.showo.tuning import ROUTINGS, ROWS, Tuning
+from flashu.models.showo.tuning import recognizes as tuned
 from flashu.models.small_vq import FACTOR as CELL
 from flashu.plan.explain import Sizes
 from flashu.scenes.world import World
@@ -80,4 +82,8 @@ FAMILY = Family(
     # The scripts of the authors' README, for 512 px.
     benchmarks={"geneval": {"steps": 50, "guidance": 5.0}, "dpg": {"steps": 50, "guidance": 5.0}},
     trainer=trainer,
+    tuning=Tuning,
+    tunes=tuned,
+    training_rows=ROWS,
+    routings=ROUTINGS,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,26 @@ from flashu.models.shared import share_modules
 from flashu.models.showo.config import LLMConfig, ShowOConfig
 from flashu.models.showo.model import ShowO
 from flashu.models.training import IGNORED
+from flashu.plan.schedules import last_half, level, ramp
+
+ROUTINGS = {
+    "show-o-paper": lambda layers: {"t2i": level(last_half(layers), 0.8), "mmu": ramp(last_half(layers))},
+}
+"""What the UniMoD paper ran: in the last half of the layers rows to draw keep 0.8 of their tokens, rows that answer 1
+down to 0.2."""
+
+
+def _row(length: int, codes: int, text: int = 40) -> dict[str, tuple[int, int, int]]:
+    """Rows of ``length`` with so many codes, 2 / pi of which are hidden on average, and tokens of text."""
+    drawn = (length, text + 3 + codes + 2, round(codes * 2 / math.pi) + 2)
+    return {"t2i": drawn, "mmu": (length, text + 2 + codes + 3, text + 2)}
+
+
+ROWS = {
+    "256 px": _row(387, 256), "256 px, tuning": _row(640, 256), "512 px": _row(1155, 1024),
+    "512 px, tuning": _row(1408, 1024),
+}  # fmt: skip
+"""Of the released configurations, with 40 text tokens."""
 
 
 def recognizes(module: Any) -> bool:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from flashu.errors import FlashUError
+from flashu.models.registry import families
 from flashu.plan import Gate, GateScale, LayerPlan, ModelSpec, Route, Task
 from flashu.plan.methods import UniMoD
 from flashu.plan.recipe import Recipe
+from flashu.plan.schedules import cosine, last_half, level, ramp
 
 Sharing = Literal["task", "layer", "one", "none"]
 Force = Literal["none", "text", "answers"]
@@ -160,39 +162,6 @@ def _unknown(cls: type, data: Mapping[str, Any]) -> UniMoDConfig:
     )
 
 
-# -- schedules ---------------------------------------------------------------------------------------------------
-def last_half(layers: int) -> list[int]:
-    return list(range(layers - layers // 2, layers))
-
-
-def level(layers: Sequence[int], keep: float) -> dict[int, float]:
-    """The same share in each of the layers."""
-    return dict.fromkeys(layers, keep)
-
-
-def ramp(layers: Sequence[int], first: float = 1.0, last: float = 0.2) -> dict[int, float]:
-    """Shares that fall linearly over the layers, both ends included."""
-    fall, steps = first - last, max(len(layers) - 1, 1)
-    return {layer: first - fall * n / steps for n, layer in enumerate(layers)}
-
-
-def cosine(layers: Sequence[int], average: float) -> dict[int, float]:
-    """p-MoD's shares: half a cosine around the average, each cut to (0, 1]."""
-    steps = max(len(layers) - 1, 1)
-    raw = (average + 0.5 * math.cos(math.pi * n / steps) for n in range(len(layers)))
-    return {layer: min(1.0, max(0.01, share)) for layer, share in zip(layers, raw, strict=True)}
-
-
-def ones_for(keep: Mapping[int, float], lengths: float, spec: ModelSpec) -> float:
-    """FLOPs of a row of ``lengths`` tokens through the layers, as a share of all computed whole."""
-    work = spec.attention.flops(int(lengths), int(lengths)) + spec.ffn(spec.neurons).flops(int(lengths))
-    total = 0.0
-    for layer in range(spec.layers):
-        count = math.ceil(keep.get(layer, 1.0) * lengths)
-        total += spec.attention.flops(count, count) + spec.ffn(spec.neurons).flops(count)
-    return total / (spec.layers * work)
-
-
 def matched(config: UniMoDConfig, cost: Callable[[UniMoDConfig], float], target: float) -> UniMoDConfig:
     """``config`` with every share of each task shrunk or grown alike, so that ``cost`` of it comes nearest to
     ``target``."""
@@ -211,60 +180,42 @@ def matched(config: UniMoDConfig, cost: Callable[[UniMoDConfig], float], target:
 
 
 # -- presets -----------------------------------------------------------------------------------------------------
-def _mild_paper(layers: int) -> UniMoDConfig:
-    half = last_half(layers)
-    return UniMoDConfig({"t2i": level(half, 0.8), "mmu": ramp(half)})
+def _both(schedule: Mapping[int, float], **settings: Any) -> UniMoDConfig:
+    return UniMoDConfig({"t2i": schedule, "mmu": schedule}, **settings)
 
 
-def _strong_paper(layers: int) -> UniMoDConfig:
-    half = last_half(layers)
-    return UniMoDConfig({"t2i": level(half, 0.2), "mmu": level(half, 0.2)})
-
-
-def _single_paper(layers: int) -> UniMoDConfig:
-    half = last_half(layers)
-    return UniMoDConfig({"t2i": ramp(half), "mmu": ramp(half)}, routers="layer")
+def _without(layers: Sequence[int]) -> UniMoDConfig:
+    return UniMoDConfig(skip={"t2i": tuple(layers), "mmu": tuple(layers)})
 
 
 def _gamma(layers: int) -> UniMoDConfig:
     routed = [i for i in range(layers) if i not in (0, 1, 2, layers - 1)]
-    return UniMoDConfig({"t2i": level(routed, 0.5), "mmu": level(routed, 0.5)}, routers="one", force={"mmu": "answers"})
-
-
-def _pmod(layers: int) -> UniMoDConfig:
-    every = list(range(layers))
-    shares = cosine(every, 0.5)
-    return UniMoDConfig({"t2i": shares, "mmu": shares}, scale="tanh", gate="block", force={"mmu": "text"})
-
-
-def _fewer(layers: int) -> UniMoDConfig:
-    gone = tuple(range(layers - layers // 2, layers, 2))
-    return UniMoDConfig(skip={"t2i": gone, "mmu": gone})
-
-
-def _exit(layers: int) -> UniMoDConfig:
-    gone = tuple(last_half(layers))
-    return UniMoDConfig(skip={"t2i": gone, "mmu": gone})
+    return _both(level(routed, 0.5), routers="one", force={"mmu": "answers"})
 
 
 PRESETS: dict[str, Callable[[int], UniMoDConfig]] = {
     "dense": lambda layers: UniMoDConfig(),
-    "show-o-paper": _mild_paper,
-    "emu3-paper": _strong_paper,
-    "single-router-paper": _single_paper,
-    "random": lambda layers: replace(_mild_paper(layers), routers="none", gate="none"),
+    "single-router-paper": lambda layers: _both(ramp(last_half(layers)), routers="layer"),
     "gamma-mod": _gamma,
-    "p-mod": _pmod,
-    "fewer-layers": _fewer,
-    "early-exit": _exit,
+    "p-mod": lambda layers: _both(cosine(range(layers), 0.5), scale="tanh", gate="block", force={"mmu": "text"}),
+    "fewer-layers": lambda layers: _without(range(layers - layers // 2, layers, 2)),
+    "early-exit": lambda layers: _without(last_half(layers)),
 }
-"""By name, for a model of so many layers. "show-o-paper": the last half, all T2I rows keep 0.8, MMU rows 1 down to 0.2;
-"emu3-paper": the last half keeps 0.2 of both; "single-router-paper": one router a layer for both tasks, which keep what
-MMU rows do; "fewer-layers": every second of the last half is left out; "early-exit": the last half is."""
+"""By name, for a model of so many layers; the published schedules are the families'. "single-router-paper": one router
+a layer for both tasks, which keep 1 down to 0.2 in the last half; "fewer-layers": every second of the last half is left
+out; "early-exit": the last half is."""
 
 
 def preset(name: str, layers: int) -> UniMoDConfig:
     """A preset for a model of ``layers`` layers; `FlashUError` for an unknown name."""
-    if name not in PRESETS:
-        raise FlashUError(f"there is no preset {name!r}: known are {', '.join(PRESETS)}")
-    return PRESETS[name](layers)
+    if name in PRESETS:
+        return PRESETS[name](layers)
+    published = {key: make for family in families() for key, make in family.routings.items()}
+    if name not in published:
+        raise FlashUError(f"there is no preset {name!r}: known are {', '.join([*PRESETS, *published])}")
+    return UniMoDConfig(published[name](layers))
+
+
+def randomly(config: UniMoDConfig) -> UniMoDConfig:
+    """The same shares of random tokens."""
+    return replace(config, routers="none", gate="none")

@@ -23,8 +23,12 @@ STEPS = 20  # of a model that draws by flow
 def score(folder: Path, tasks: Sequence[str], world: World, n: int, seed: int = 0) -> dict[str, float]:
     """n test items of each category and kind -> share right, with the means of the tasks."""
     model = open_model(folder, dtype=torch.float32)
-    engine = Engine(model, model.processor)
-    steps = STEPS if model.spec.drawing == "flow" else None
+    return score_engine(Engine(model, model.processor), tasks, world, n, seed)
+
+
+def score_engine(engine: Engine, tasks: Sequence[str], world: World, n: int, seed: int = 0) -> dict[str, float]:
+    """The same of an engine."""
+    steps = STEPS if engine.model.spec.drawing == "flow" else None
     table: dict[str, float] = {}
 
     def add(mean: str, groups: dict[str, list[bool]]) -> None:
