@@ -33,7 +33,15 @@ class Slot(NamedTuple):
     at: Tensor
 
 
-Past: TypeAlias = KeyValue | Slot
+class Front(NamedTuple):
+    """Keys and values of what stands before a block, behind space for the block's own: k, v [B, kv_heads, S + T,
+    head_dim], whose first S columns are written anew by each forward. The T others stay as they are."""
+
+    k: Tensor
+    v: Tensor
+
+
+Past: TypeAlias = KeyValue | Slot | Front
 
 
 class AttentionContext(NamedTuple):
@@ -171,6 +179,10 @@ def appended(k: Tensor, v: Tensor, past: Past | None) -> KeyValue:
     if isinstance(past, Slot):
         at = past.at[:, None, :, None].expand_as(k)
         return past.k.scatter_(2, at, k), past.v.scatter_(2, at, v)
+    if isinstance(past, Front):
+        past.k[:, :, : k.shape[2]] = k
+        past.v[:, :, : v.shape[2]] = v
+        return past.k, past.v
     return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
 
 

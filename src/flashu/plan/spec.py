@@ -83,6 +83,12 @@ class ModelSpec:
         return () if self.text_expert is None else ((self.text_expert, 0, 1),)
 
     @property
+    def keeps_features(self) -> bool:
+        """Whether a forward's features can stand for the next one's: the head's, or where it has no blocks, the last
+        layer's output."""
+        return self.drawing == "flow"
+
+    @property
     def attention(self) -> Work:
         """Projections and attention of one layer."""
         wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim

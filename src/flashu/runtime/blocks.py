@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashu.plan import LayerPlan, Plan
-from flashu.runtime.context import KV, Context
+from flashu.runtime.context import KV, Context, behind_space
 from flashu.runtime.graphs import GraphPool
 from flashu.runtime.layout import Segment, TokenLayout, stack
 from flashu.runtime.prefill import Prefills, stacked_or_none
@@ -21,18 +21,22 @@ from flashu.runtime.runner import Runner, Skips, View
 
 PREPARED = 8
 """Batches whose stacked contexts are kept: a run changes between a few layer plans."""
+TOGETHER = 4096
+"""Tokens beyond which rows of unlike contexts are computed one by one: large products gain nothing by being stacked,
+and attention without a mask is quicker."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """Rows that are computed together, more than once: their stacked contexts and what their tokens attend to.
-    ``rows`` keeps alive what the key of this entry names by id."""
+    """Rows that are computed together, more than once: their stacked contexts, behind space for their own keys and
+    values, and what their tokens attend to. ``rows`` keeps alive what the key of this entry names by id; ``skips``: by
+    the lists of the rows."""
 
     rows: tuple[Row, ...]
     layout: TokenLayout
     past: KV | None
     view: View
-    skips: Skips
+    skips: dict[Hashable, Skips] = field(default_factory=dict)
 
 
 class Blocks:
@@ -47,39 +51,73 @@ class Blocks:
 
     def forward(self, group: list[StepRequest]) -> list[Output]:
         first = group[0]
-        contents = [[_segment(row).content] for request in group for row in request.rows]
+        rows = tuple(row for request in group for row in request.rows)
+        plans = [request.plan for request in group for _ in request.rows]
+        contents = [[_segment(row).content] for row in rows]
         kept = None
         if first.features is not None:
             kept = torch.cat([request.features for request in group])  # type: ignore[misc]
             if first.plan.probe == "off":
                 return shared_out(group, self._prediction(kept, contents), kept)
             first = replace(first, want="nothing")  # the probe is all that is new
-        prepared = self._prepare(group)
+        self._fill(rows, plans, head=first.want == "prediction")
         x = self._embedded([content for (content,) in contents])
         condition = self._condition(first, contents, x.shape[1])
-        if first.plan.probe != "off" or self.graphs is None or first.plan.layers.bypasses:
-            features, similarity = self._features(first, prepared, x, condition)
-        else:
-            key = (first.signature, prepared.skips.all, *prepared.skips.running)
-            there = [n for n, tensor in enumerate(condition) if tensor is not None]
-
-            def captured(x: Tensor, *given: Tensor) -> Tensor:
-                changed = dict(zip(there, given, strict=True))
-                return self._features(first, prepared, x, [changed.get(n) for n in range(len(condition))])[0]
-
-            similarity = None
-            features = self.graphs(prepared, key, captured, x, *(condition[n] for n in there))  # type: ignore[arg-type]
+        done = []
+        for part in self._parts(rows, plans, x.shape[1]):
+            given = [c if c is None or len(c) != len(rows) else c[part] for c in condition]
+            done.append(self._computed(first, rows[part], plans[part], x[part], given))
+        features = torch.cat([features for features, _ in done]) if len(done) > 1 else done[0][0]
+        probes = [similarity for _, similarity in done if similarity is not None]
         features, values = features if kept is None else kept, None
         if first.want == "logits":
             values = self.model.logits(features, first.codes)
         elif first.want == "prediction" or kept is not None:
             values = self._prediction(features, contents)
-        tokens = prepared.layout.shape[1]
+        tokens = _segment(rows[0]).length
         pasts = [request.rows[0].context.length for request in group]
+        similarity = torch.cat(probes) if probes else None
         return shared_out(group, values, features, similarity, [tokens] * len(group), pasts)
 
+    def _parts(self, rows: Sequence[Row], plans: Sequence[Plan], tokens: int) -> list[slice]:
+        """Which rows are computed together."""
+        held = {row.context.held(self._under(plan)) for row, plan in zip(rows, plans, strict=True)}
+        if len(rows) * tokens > TOGETHER and len(held) > 1:
+            return [slice(n, n + 1) for n in range(len(rows))]
+        return [slice(0, len(rows))]
+
+    def _computed(
+        self,
+        request: StepRequest,
+        rows: tuple[Row, ...],
+        plans: Sequence[Plan],
+        x: Tensor,
+        condition: Sequence[Tensor | None],
+    ) -> tuple[Tensor, Tensor | None]:
+        """The read tokens' features [R, N, d] of rows that go together, and the probe [R, layers]."""
+        prepared = self._prepare(rows, plans)
+        lists = tuple(plan.layers.skip for plan in plans)
+        if lists not in prepared.skips:
+            prepared.skips[lists] = Skips.of(lists, self.model.device)
+        skips = prepared.skips[lists]
+        if request.plan.probe != "off" or self.graphs is None or request.plan.layers.bypasses:
+            return self._features(request, prepared, skips, x, condition)
+        there = [n for n, tensor in enumerate(condition) if tensor is not None]
+
+        def captured(x: Tensor, *given: Tensor) -> Tensor:
+            changed = dict(zip(there, given, strict=True))
+            return self._features(request, prepared, skips, x, [changed.get(n) for n in range(len(condition))])[0]
+
+        key = (request.signature, lists)
+        return self.graphs(prepared, key, captured, x, *(condition[n] for n in there)), None  # type: ignore[arg-type]
+
     def _features(
-        self, request: StepRequest, prepared: _Prepared, x: Tensor, condition: Sequence[Tensor | None]
+        self,
+        request: StepRequest,
+        prepared: _Prepared,
+        skips: Skips,
+        x: Tensor,
+        condition: Sequence[Tensor | None],
     ) -> tuple[Tensor, Tensor | None]:
         """The read tokens' output of the decoder, or of the head's blocks [R, N, d]; the probe [R, layers]."""
         done = self.runner.walk(
@@ -89,7 +127,7 @@ class Blocks:
             past=prepared.past,
             view=prepared.view,
             probe=request.plan.probe,
-            skips=prepared.skips,
+            skips=skips,
         )
         features = done.hidden
         if request.want == "prediction":
@@ -124,36 +162,36 @@ class Blocks:
             return embedded.expand(len(contents), -1, -1)
         return embedded if index == list(range(len(distinct))) else embedded[index]
 
-    def _prepare(self, group: list[StepRequest]) -> _Prepared:
-        """The stacked contexts of a group's rows, computed if they are not yet."""
-        rows = tuple(row for request in group for row in request.rows)
-        plans = [request.plan for request in group for _ in request.rows]
+    def _prepare(self, rows: tuple[Row, ...], plans: Sequence[Plan]) -> _Prepared:
+        """The stacked contexts of rows, which are computed."""
         under = [self._under(plan) for plan in plans]
-        skips = [plan.layers.skip for plan in plans]
-        key = tuple(
-            (id(row.context), row.context.length, plan, skip, id(_segment(row).layout))
-            for row, plan, skip in zip(rows, under, skips, strict=True)
-        )
+        front = not plans[0].layers.bypasses  # which pick among the keys, and expect the context's first
+        key = (front, *(
+            (id(row.context), row.context.length, plan, id(_segment(row).layout))
+            for row, plan in zip(rows, under, strict=True)
+        ))
         if (known := self._prepared.get(key)) is not None:
             self._prepared.move_to_end(key)
             return known
-        with self.preparing(under[0]):
-            prepared = self._stack(rows, under, Skips.of(skips, self.model.device), head=group[0].want == "prediction")
-        self._prepared[key] = prepared
+        layout = stack([row.context.placed(_segment(row)) for row in rows])
+        past = stacked_or_none([row.context.kv(plan) for row, plan in zip(rows, under, strict=True)])
+        view = self.runner.view(layout, None if past is None else past.layouts[0], front)
+        past = behind_space(past, layout.shape[1]) if front and past is not None else past
+        prepared = self._prepared[key] = _Prepared(rows, layout, past, view)
         if len(self._prepared) > PREPARED:
             self._prepared.popitem(last=False)
         return prepared
 
-    def _stack(self, rows: tuple[Row, ...], under: Sequence[LayerPlan | None], skips: Skips, head: bool) -> _Prepared:
-        """The stacked contexts of rows under a layer plan each; what is pending in them is computed first."""
+    def _fill(self, rows: Sequence[Row], plans: Sequence[Plan], head: bool) -> None:
+        """Compute what is pending in the contexts of rows, under the layer plan of each."""
         contexts: dict[LayerPlan | None, dict[int, Context]] = {}
-        for row, plan in zip(rows, under, strict=True):
-            contexts.setdefault(plan, {})[id(row.context)] = row.context
-        for plan, distinct in contexts.items():
-            self.prefills.fill(list(distinct.values()), plan, head)
-        past = stacked_or_none([row.context.kv(plan) for row, plan in zip(rows, under, strict=True)])
-        layout = stack([row.context.placed(_segment(row)) for row in rows])
-        return _Prepared(rows, layout, past, self.runner.view(layout, None if past is None else past.layouts[0]), skips)
+        for row, plan in zip(rows, plans, strict=True):
+            under = self._under(plan)
+            if row.context.pending(under):
+                contexts.setdefault(under, {})[id(row.context)] = row.context
+        for under, distinct in contexts.items():
+            with self.preparing(under):
+                self.prefills.fill(list(distinct.values()), under, head)
 
     def _under(self, plan: Plan) -> LayerPlan | None:
         """The layer plan that the contexts of a block are computed under; None: whatever they were computed under."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from flashu.models.layers import KeyValue
+from flashu.models.layers import Front, KeyValue
 from flashu.plan import LayerPlan
 from flashu.runtime.layout import Segment, TokenLayout, stack
 
@@ -22,9 +22,9 @@ class KV:
     the drawing head's blocks, which hold every token. ``draft``: what a drafter reads, the embedded tokens and their
     features [B, 1, T, D], of the tokens that the last layer holds. It never changes."""
 
-    layers: Sequence[KeyValue]
+    layers: Sequence[KeyValue | Front]
     layouts: Sequence[TokenLayout]
-    head: Sequence[KeyValue] = ()
+    head: Sequence[KeyValue | Front] = ()
     draft: Sequence[KeyValue] = ()
 
     def row(self, index: int) -> KV:
@@ -39,6 +39,17 @@ class KV:
         head = cut(self.head, [self.layouts[0]] * len(self.head))
         draft = cut(self.draft, [self.layouts[-1]] * len(self.draft))
         return KV(cut(self.layers, self.layouts), [rows[id(layout)].layout for layout in self.layouts], head, draft)
+
+
+def behind_space(kv: KV, tokens: int) -> KV:
+    """The same keys and values, copied once, behind space for a block of ``tokens``."""
+
+    def moved(x: torch.Tensor) -> torch.Tensor:
+        # Zeros, as what no forward has written yet may be looked at under a mask.
+        return torch.cat((x.new_zeros(*x.shape[:2], tokens, x.shape[3]), x), dim=2)
+
+    layers, head = ([Front(moved(k), moved(v)) for k, v in kvs] for kvs in (kv.layers, kv.head))
+    return KV(layers, kv.layouts, head)
 
 
 @dataclass(frozen=True, eq=False)

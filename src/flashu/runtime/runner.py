@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashu.errors import FlashUError
 from flashu.models.ffn import FFNWeights, Tap
-from flashu.models.layers import AttentionContext, KeyValue, Past, Slot, Span, tokens_at
+from flashu.models.layers import AttentionContext, Front, KeyValue, Past, Slot, Span, tokens_at
 from flashu.models.protocol import UnifiedModel
 from flashu.plan import FULL, LayerPlan, Probe
 from flashu.runtime import routing
@@ -89,10 +89,11 @@ class Runner:
                 by_layer[layer][expert] = weights  # type: ignore[index]
             self._ffns[name] = by_layer
 
-    def view(self, layout: TokenLayout, past: TokenLayout | None = None) -> View:
-        """For tokens that look at ``past`` and at themselves."""
+    def view(self, layout: TokenLayout, past: TokenLayout | None = None, front: bool = False) -> View:
+        """For tokens that look at ``past`` and at themselves; ``front``: their own keys come first (see `Front`)."""
         model = self.model
-        mask = visible(layout, layout if past is None else past.cat(layout))
+        keys = layout if past is None else layout.cat(past) if front else past.cat(layout)
+        mask = visible(layout, keys)
         position = layout.position.to(model.device)
         head_rope = model.head.rope(position) if model.head is not None and model.head.blocks else None
         return View(model.rope(position), None if mask is None else mask.to(model.device), head_rope)
@@ -145,7 +146,7 @@ class Runner:
                     collected = {n: value.gather(1, stay) for n, value in collected.items()}
             held = None if past is None else past.layouts[i]
             if view is None or (seen is not None and (seen[0] is not layout or seen[1] is not held)):
-                view = self.view(layout, held)
+                view = self.view(layout, held, past is not None and isinstance(past.layers[i], Front))
             seen = (layout, held)
             context = AttentionContext(view.rope, view.mask, None if past is None else past.layers[i], layout.spans)
             if i in skips.all:
@@ -348,7 +349,8 @@ def _rows(context: AttentionContext, rows: Tensor) -> AttentionContext:
     rope = pick(context.rope[0]), pick(context.rope[1])
     past: Past | None = context.past
     if past is not None:
-        past = Slot(*(x[rows] for x in past)) if isinstance(past, Slot) else (past[0][rows], past[1][rows])
+        chosen = [x[rows] for x in past]
+        past = type(past)(*chosen) if isinstance(past, Slot | Front) else (chosen[0], chosen[1])
     mask = pick(context.mask) if isinstance(context.mask, Tensor) else context.mask
     return context._replace(rope=rope, mask=mask, past=past)
 

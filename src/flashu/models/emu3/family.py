@@ -15,7 +15,7 @@ from flashu.models.emu3.official import AUTHORS, TRANSFORMERS, official_defaults
 from flashu.models.emu3.public import Emu3
 from flashu.models.emu3.random import NAMED, named_model
 from flashu.models.emu3.reference import Reference
-from flashu.models.emu3.tuning import ROUTINGS, ROWS, Tuning, tunes
+from flashu.models.emu3.tuning import ROUTINGS, ROWS, Tuning, recognizes
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
 from flashu.plan.explain import Sizes
@@ -71,7 +71,7 @@ FAMILY = Family(
     random_sizes=tuple(NAMED),
     trainer=trainer,
     tuning=Tuning,
-    tunes=tunes,
+    tunes=recognizes,
     training_rows=ROWS,
     routings=ROUTINGS,
 )

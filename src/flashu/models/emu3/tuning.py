@@ -27,7 +27,7 @@ ROWS = {
 """With some 80 text tokens; the authors' script pads rows to draw, and there is none for rows that answer."""
 
 
-def tunes(module: Any) -> bool:
+def recognizes(module: Any) -> bool:
     """Whether it is transformers' `Emu3ForConditionalGeneration`, or has its parts."""
     body = getattr(module, "model", None)
     return hasattr(module, "lm_head") and hasattr(body, "text_model") and hasattr(body, "vocabulary_mapping")

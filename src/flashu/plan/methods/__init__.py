@@ -8,14 +8,24 @@ from flashu.plan.methods.guidance import AdaptiveGuidance
 from flashu.plan.methods.guidance_interval import GuidanceInterval
 from flashu.plan.methods.head_cache import HeadCache
 from flashu.plan.methods.layer_skip import LayerSkip
+from flashu.plan.methods.skip_schedule import SkipSchedule
 from flashu.plan.methods.taylor_cache import TaylorCache
+from flashu.plan.methods.taylor_seer import TaylorSeer
 from flashu.plan.methods.token_prune import TokenPrune
 from flashu.plan.methods.unconditional_reuse import UnconditionalReuse
 from flashu.plan.methods.unimod import UniMoD
 
 FLASHU: tuple[type[Method], ...] = (FFNPrune, LayerSkip, AdaptiveGuidance, HeadCache, TokenPrune)
 """FlashU's."""
-BASELINES: tuple[type[Method], ...] = (FewerSteps, GuidanceInterval, UnconditionalReuse, TaylorCache, ChangeCache)
+BASELINES: tuple[type[Method], ...] = (
+    FewerSteps,
+    GuidanceInterval,
+    UnconditionalReuse,
+    TaylorCache,
+    TaylorSeer,
+    ChangeCache,
+    SkipSchedule,
+)
 """What FlashU is compared with."""
 TRAINED: tuple[type[Method], ...] = (UniMoD,)
 """What a model is trained for."""
@@ -34,7 +44,9 @@ __all__ = [
     "HeadCache",
     "LayerSkip",
     "Method",
+    "SkipSchedule",
     "TaylorCache",
+    "TaylorSeer",
     "TokenPrune",
     "UnconditionalReuse",
     "UniMoD",

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from flashu.inference.actions import AnswerRequest, DrawRequest
+from flashu.plan.methods import TaylorSeer
+from flashu.plan.recipe import Recipe
 from tests.models.bagel.golden.engines import engine, latents, said, written
 from tests.models.bagel.golden.recorded import about, close, config, tensors, tolerance
 
@@ -113,3 +115,12 @@ def test_samples_of_a_batch():
     for n, ((height, width), done) in enumerate(zip(run["image_sizes"], runs, strict=True)):
         close(done.drawn[0], latents(g[f"h.final_{n}"], height, width), tolerance("sampling_final_abs"))
     assert [step.rows for step in runs[0].trace] == run["passes_per_step"]
+
+
+def test_taylorseer():
+    """With one store, where the original has one in each layer of each branch."""
+    made = engine().with_recipe(Recipe((TaylorSeer(),)))
+    done = made.generate(said("prompt"), seed=HPARAMS["noise_seed"], decode=False)
+    close(done.latents, tensors()["g.final_latent"], tolerance("taylorseer_final_abs"))
+    kinds = dict(map(tuple, about()["common"]["runs"]["g"]["step_types_in_call_order"]))
+    assert [step.rows > 0 for step in done.trace] == [kinds[n] == "full" for n in range(len(done.trace))]
