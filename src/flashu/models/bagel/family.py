@@ -11,6 +11,7 @@ from flashu.models.bagel.layout import sizes_of
 from flashu.models.bagel.load import load_processor, read_manifest, save_model
 from flashu.models.bagel.official import official_defaults
 from flashu.models.bagel.public import Bagel
+from flashu.models.bagel.reference import Reference
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
@@ -42,17 +43,13 @@ def trainer(world: World, seed: int, start: Path | None = None) -> Any:
     return ScenesBagel.create(world, seed, start)
 
 
-def _reference(model: Any, processor: Any) -> Any:
-    raise NotImplementedError
-
-
 FAMILY = Family(
     name="bagel",
     title="BAGEL",
     matches=matches,
     load=Bagel._load,
     sizes=sizes,
-    reference=_reference,
+    reference=Reference,
     save=save_model,
     processor=lambda checkpoint: load_processor(checkpoint.source, autoencoder=None),
     # The authors' evaluation scripts: no image branch where nothing is shown.

@@ -19,7 +19,7 @@ CASES = {
     "c.norenorm": {"renorm_min": 1.0},
     "c.renorm_min": {"renorm": "channel", "renorm_min": 0.6},
     "c.textonly": {"image_guidance": 1.0},
-    "c.nocfg": {"guidance": 1.0},
+    "c.nocfg": {"guidance": 1.0, "image_guidance": 1.0},
 }
 
 
