@@ -166,10 +166,13 @@ class Blocks:
         """The stacked contexts of rows, which are computed."""
         under = [self._under(plan) for plan in plans]
         front = not plans[0].layers.bypasses  # which pick among the keys, and expect the context's first
-        key = (front, *(
-            (id(row.context), row.context.length, plan, id(_segment(row).layout))
-            for row, plan in zip(rows, under, strict=True)
-        ))
+        key = (
+            front,
+            *(
+                (id(row.context), row.context.length, plan, id(_segment(row).layout))
+                for row, plan in zip(rows, under, strict=True)
+            ),
+        )
         if (known := self._prepared.get(key)) is not None:
             self._prepared.move_to_end(key)
             return known
