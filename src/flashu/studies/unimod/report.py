@@ -106,7 +106,7 @@ def page(folder: Path) -> str:
         "Work is counted from the operators of one update, backward as twice the forward. Seconds are medians of "
         "updates taken in turns; time to dense's loss is CPU time as a share of what dense took.</p>",
         _table(
-            ["arm", "seeds", "loss", "change", "95 %", "within dense's seeds", "FLOPs", "seconds", "time to dense's loss"],
+            ["arm", "seeds", "loss", "change", "95 %", "within dense's seeds", "FLOPs", "seconds", "time to its loss"],
             [
                 [
                     f"{r['arm']}: {r['about']}", r["seeds"], f"{r['loss']:.4f}", f"{r['change']:+.4f}",

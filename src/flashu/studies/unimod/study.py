@@ -152,18 +152,12 @@ class Study:
         for batch in self.held:
             for rows in batch:
                 kinds = _kinds(rows)
-                losses = training.losses([rows])
-                # Rows may come in several parts, of which each layer is met once.
-                for routed in losses.routed.get(rows.task, []):
-                    if len(routed.p) != len(rows.valid):
-                        break
+                # With all logits the rows stay as they are.
+                for routed in training.losses([rows], logits=True).routed.get(rows.task, []):
                     for kind, mark in kinds.items():
-                        key = (f"{rows.task} layer {routed.route.layer}", kind)
-                        seen = counts.setdefault(key, [0.0, 0.0])
-                        width = routed.chosen.shape[1]
-                        mark = mark[:, :width] & routed.valid
-                        seen[0] += float((routed.chosen & mark).sum())
-                        seen[1] += float(mark.sum())
+                        seen = counts.setdefault((f"{rows.task} layer {routed.route.layer}", kind), [0.0, 0.0])
+                        seen[0] += float((routed.chosen & mark & rows.valid).sum())
+                        seen[1] += float((mark & rows.valid).sum())
         found: dict[str, dict[str, float]] = {}
         for (where, kind), (kept, all_) in counts.items():
             if all_:
