@@ -50,7 +50,7 @@ class Unlike(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """``asked`` [B, L]: the rows as they were given; ``ids``: with their pictures' codes in place; ``rows``: those without
+    """``asked`` [B, L]: the rows as they were given; ``ids``: with their pictures' codes in place; ``rows``: without
     their padding. ``limit``: new tokens at most; ``eos``: what ends a row, ``pad`` what follows its end. ``allowed``:
     what may come next, None = anything. ``guidance``: its scale, None = off; ``negative``: the guidance branch's rows.
     ``sampled``: by ``temperature`` and ``top_k`` (0 = all), else greedy. ``as_dict``: what the caller wants back."""
