@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from flashu import __version__
-from flashu.cli import ask, bench, calibrate, demo, eval, generate, lab, models, plan, serve, study, train, tune
+from flashu.cli import ask, bench, calibrate, demo, edit, eval, generate, lab, models, plan, serve, study, train, tune
 from flashu.errors import FlashUError
 
 # Typer has carried its own copy of click since 0.20 or so; this is the base class of usage errors in either.
@@ -83,7 +83,7 @@ def start(
 
 
 for command in (
-    generate.generate, ask.ask, demo.demo, calibrate.calibrate, plan.plan, lab.lab, tune.tune,
+    generate.generate, edit.edit, ask.ask, demo.demo, calibrate.calibrate, plan.plan, lab.lab, tune.tune,
     models.models, serve.serve,
 ):  # fmt: skip
     app.command()(command)

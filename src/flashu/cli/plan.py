@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from enum import Enum
+from typing import Annotated, Any
 
 import typer
 
@@ -11,12 +12,27 @@ from flashu.cli.output import emit, out
 from flashu.plan.presets import Target, load_recipe, tuned_on
 
 
+class Planned(str, Enum):
+    """What a request is for."""
+
+    generation = "generation"
+    edit = "edit"
+    understanding = "understanding"
+    both = "both"
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """The task of each table, by its name."""
+        names = ["generation", "understanding"] if self is Planned.both else [self.value]
+        return {name: "generation" if name == "edit" else name for name in names}
+
+
 @opt.offers(opt.EngineOptions, "model", "preset", preset="paper")
 @opt.offers(opt.DrawingOptions, "steps", "guidance", "height", "width")
 def plan(
     options: opt.EngineOptions,
     drawing: opt.DrawingOptions,
-    task: Annotated[opt.Task, typer.Option(help="What to plan.")] = opt.Task.both,
+    task: Annotated[Planned, typer.Option(help="What to plan.")] = Planned.both,
     prompt_tokens: Annotated[int, opt.number("prompt_tokens", "Tokens of the prompt with its special tokens.")] = 16,
     question_tokens: Annotated[int, opt.number("question_tokens", "Text tokens around the image.")] = 32,
     max_new_tokens: opt.MaxNewTokens = None,
@@ -35,10 +51,10 @@ def plan(
     recipe = load_recipe(options.preset, Target(options.model, sizes.spec, known))
     settings = drawing.settings | {"prompt_tokens": prompt_tokens, "question_tokens": question_tokens}
     settings["max_new_tokens"] = max_new_tokens
-    tables = [tabulate(sizes, recipe, name, **settings) for name in task.names]
+    tables = {name: tabulate(sizes, recipe, of, edit=name == "edit", **settings) for name, of in task.names.items()}
     if as_json:
-        emit({table.task: table.to_dict() for table in tables})
+        emit({name: table.to_dict() for name, table in tables.items()})
         return
-    for table in tables:
+    for table in tables.values():
         out().print(table)
         out().print()

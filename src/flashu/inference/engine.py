@@ -190,7 +190,7 @@ class Engine:
         check_number("images_per_prompt", images_per_prompt)
         before = [()] * len(listed) if history is None else histories_of(history, listed, isinstance(prompts, str))
         shared = {"steps": steps, "guidance": guidance, "shift": shift, "height": height, "width": width}
-        shared |= self._asked(think, own)
+        shared |= self.asked(think, own)
         known = known_of(image, mask, len(listed))
         if known[0] is not None and self.model.spec.drawing != "masked":
             raise FlashUError(f"{self.model.spec.family} draws whole images: leave image and mask out")
@@ -222,7 +222,7 @@ class Engine:
         """Change images as the prompts say, one prompt per image; settings as in `generate`. ``text_guidance``: what
         is ``guidance`` there. ``height``, ``width``: of the result, default as the image is shown to the model.
         `FlashUError` for a model that cannot."""
-        asked, listed = self._asked(think, own), texts_of(prompts)
+        asked, listed = self.asked(think, own), texts_of(prompts)
         shown = list(images) if isinstance(images, list | tuple) else [images] * len(listed)
         if not listed or len(shown) != len(listed):
             raise ImageError(f"{len(shown)} images for {len(listed)} prompts: give one image per prompt")
@@ -242,7 +242,7 @@ class Engine:
         """Edits of one image in turn, each of which sees those before it without computing them again."""
         return EditSession(self, image)
 
-    def _asked(self, think: bool, own: Mapping[str, Any]) -> dict[str, Any]:
+    def asked(self, think: bool, own: Mapping[str, Any]) -> dict[str, Any]:
         """What only some models can be asked; `FlashUError` for others."""
         if think and not self.layout.thinks:
             raise FlashUError(f"this model ({self.model.spec.family}) was not trained to think: leave think out")
@@ -397,7 +397,7 @@ class Engine:
             chooser(temperature=temperature, top_k=top_k, top_p=top_p, seed=one)
             for one in seeds_of(seed, len(requests), "questions")
         ]
-        self._asked(any(request.think for request in requests), {})
+        self.asked(any(request.think for request in requests), {})
         scripts = self.layout.answer([self._placed(request) for request in requests])
         self.prepare("understanding")
         return self._runs(scripts, choices)

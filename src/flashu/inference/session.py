@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashu.errors import FlashUError
 from flashu.inference.actions import DrawRequest
-from flashu.inference.arguments import Calls, OnStep
+from flashu.inference.arguments import Calls, OnStep, OnText
 from flashu.inference.results import Generation
 from flashu.models.pictures import Picture
 
@@ -33,16 +33,18 @@ class EditSession:
         steps: int | None = None,
         text_guidance: float | None = None,
         shift: float | None = None,
+        think: bool = False,
         on_step: OnStep | None = None,
+        on_text: OnText | None = None,
         **own: Any,
     ) -> Generation:
         """The next edit, of what the last one drew; settings as in `Engine.edit`."""
-        request = DrawRequest(
-            prompt, seed, steps, text_guidance, shift, images=(self.image,), own=self.engine.own_settings(own)
-        )
+        engine = self.engine
+        asked = engine.asked(think, own)
+        request = DrawRequest(prompt, seed, steps, text_guidance, shift, images=(self.image,), **asked)
         before = {name: context.fork() for name, context in self._contexts.items()}
-        (run,) = self.engine.runs_to_draw([request], contexts=[before])
-        self.engine.complete([run], Calls(1, on_step, None, self.engine.layout.text))
-        done = self.engine.generation([request], [run])
+        (run,) = engine.runs_to_draw([request], contexts=[before])
+        engine.complete([run], Calls(1, on_step, on_text, engine.layout.text))
+        done = engine.generation([request], [run])
         self.image, self._contexts = done.images[0], run.contexts
         return done

@@ -12,7 +12,6 @@ from flashu.models.bagel.load import load_processor, read_manifest, save_model
 from flashu.models.bagel.official import official_defaults
 from flashu.models.bagel.public import Bagel
 from flashu.models.bagel.reference import Reference
-from flashu.models.defaults import GenerationDefaults
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
 from flashu.plan.explain import Sizes
@@ -31,9 +30,10 @@ def sizes(checkpoint: Checkpoint) -> Sizes:
         config = BagelConfig()
         return sizes_of(checkpoint.name, config, official_defaults(config))
     manifest = read_manifest(checkpoint_folder(checkpoint.source, ("*.json",)))
-    official = manifest.official or "defaults" not in manifest.data
-    defaults = official_defaults(manifest.config) if official else GenerationDefaults(**manifest.data["defaults"])
-    return sizes_of(checkpoint.name, manifest.config, defaults)
+    if manifest.official or "defaults" not in manifest.data:
+        return sizes_of(checkpoint.name, manifest.config, official_defaults(manifest.config))
+    processor = load_processor(checkpoint.source, autoencoder=None)
+    return sizes_of(checkpoint.name, manifest.config, processor.defaults, processor)
 
 
 def trainer(world: World, seed: int, start: Path | None = None) -> Any:

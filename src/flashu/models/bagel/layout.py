@@ -25,8 +25,8 @@ from flashu.models.bagel.vision import unpatched
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.fit import counted
 from flashu.models.pictures import Picture
-from flashu.plan import MAIN
-from flashu.plan.explain import Sizes
+from flashu.plan import MAIN, Guidance
+from flashu.plan.explain import Pieces, Sizes
 from flashu.plan.recipe import Recipe
 from flashu.runtime.layout import Segment
 
@@ -246,6 +246,24 @@ def sizes_of(name: str, config: BagelConfig, defaults: GenerationDefaults, proce
         rows, columns = latent_size(config, height or defaults.height, width or defaults.width)
         return (rows // config.latent_patch_size) * (columns // config.latent_patch_size)
 
+    around = processor or Processor.usual(config, defaults)
+
+    def viewed() -> int:
+        size = config.vit.patch_size
+        shown = around.drawn.size(defaults.height, defaults.width)
+        rows, columns = (side // size for side in around.viewed.size(*shown))
+        return rows * columns
+
+    def contexts(prompt: int, image: int, edit: bool) -> dict[str, Pieces]:
+        text = ("text", prompt)
+        if not edit:
+            return {MAIN: (text,), TEXT: (), IMAGE: (text,)}
+        shown = ("latents", image + 2), ("ViT", viewed() + 2)
+        return {MAIN: (*shown, text), TEXT: shown, IMAGE: (text,)}
+
+    def guidance(scale: float | None, edit: bool) -> Guidance:
+        return (around.editing if edit else around.drawing).changed(text=scale).guidance(config.latent_patch_size)
+
     return Sizes(
         name,
         spec_of(config),
@@ -255,4 +273,7 @@ def sizes_of(name: str, config: BagelConfig, defaults: GenerationDefaults, proce
         lambda forwards, solver: grid(forwards, defaults.shift, solver).tolist(),
         lambda part: counted(lambda: Bagel(config if part is None else replace(config, visual_gen=False))),
         ("understanding",),
+        viewed(),
+        guidance,
+        contexts,
     )

@@ -94,14 +94,7 @@ def load_processor(source: Source, device: Device = None, autoencoder: Source | 
     config = manifest.config
     if manifest.official:
         vae = _autoencoder(manifest, autoencoder, device)
-        multiple, patch = config.cell, config.vit.patch_size
-        processor = Processor(
-            Text.qwen(tokenizer),
-            vae,
-            official_defaults(config),
-            Resizing(config.max_latent_size * multiple, config.max_latent_size * multiple // 2, multiple),
-            Resizing(config.vit_max_num_patch_per_side * patch, min(224, config.vit.image_size), patch),
-        )
+        processor = Processor.usual(config, official_defaults(config), Text.qwen(tokenizer), vae)
     else:
         processor = _our_processor(manifest, tokenizer, autoencoder, device)
     if tokenizer.get_vocab_size() > config.llm.vocab_size:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from flashu.errors import ImageError
+from flashu.models.bagel.config import BagelConfig
 from flashu.models.bagel.guidance import Steering
 from flashu.models.bagel.text import Text
 from flashu.models.defaults import GenerationDefaults
@@ -59,6 +61,14 @@ class Processor:
     viewed: Resizing = Resizing(980, 224, 14)
     drawing: Steering = DRAWING
     editing: Steering = EDITING
+
+    @classmethod
+    def usual(cls, config: BagelConfig, defaults: GenerationDefaults, text: Any = None, vae: Any = None) -> Processor:
+        """That of a released checkpoint."""
+        most, patch = config.max_latent_size * config.cell, config.vit.patch_size
+        drawn = Resizing(most, most // 2, config.cell)
+        viewed = Resizing(config.vit_max_num_patch_per_side * patch, min(224, config.vit.image_size), patch)
+        return cls(text, vae, defaults, drawn, viewed)
 
     def pixels(self, image: Picture) -> tuple[Tensor, Tensor]:
         """One picture for the autoencoder and for the ViT, each [3, H, W] in [-1, 1]."""
