@@ -38,24 +38,28 @@ class Probes(nn.Module):
     def __init__(self, width: int, world: World = SCENES) -> None:
         super().__init__()
         self.side = world.side
-        self.sizes = [len(world.shapes) + 1, len(world.colours) + 1, self.side, self.side]
+        self.colours = len(world.colours)
+        self.sizes = [len(world.shapes) + 1, self.colours + 1, len(world.kinds) + 1, self.side, self.side]
         self.fused = nn.Linear(width, sum(self.sizes))
         self.noisy = nn.Linear(width, sum(self.sizes))
         self.around = nn.Linear(width, 4)
 
     def loss(self, tokens: Tensor, cells: Tensor, reader: nn.Linear) -> Tensor:
-        """tokens [B,N,h], cells [B,N,2] -> cross-entropy of shape, colour, row and column.
+        """tokens [B,N,h], cells [B,N,2] -> cross-entropy of shape, colour, both at once, row and column.
 
-        Occupied cells count as much as all together: there are few of them, and they are what matters.
+        Both at once: where one of two objects may come, shape and colour apart would be bound in four ways. Occupied
+        cells count as much as all together: there are few of them, and they are what matters.
         """
         place = torch.arange(self.side**2, device=tokens.device).expand(len(tokens), -1)
-        targets = (cells[..., 0], cells[..., 1], place // self.side, place % self.side)
-        occupied = (cells[..., 0] > 0).flatten().float()
+        shape, colour = cells.unbind(-1)
+        kind = torch.where(shape > 0, (shape - 1) * self.colours + colour, 0)
+        targets = (shape, colour, kind, place // self.side, place % self.side)
+        occupied = (shape > 0).flatten().float()
         weight = 0.5 / occupied.numel() + 0.5 * occupied / occupied.sum()
         total = torch.zeros((), device=tokens.device)
         for part, target in zip(reader(tokens).float().split(self.sizes, dim=-1), targets, strict=True):
             total = total + (weight * F.cross_entropy(part.flatten(0, 1), target.flatten(), reduction="none")).sum()
-        return total / 4
+        return total / len(self.sizes)
 
     def neighbours(self, tokens: Tensor, cells: Tensor) -> Tensor:
         """tokens [B,N,h] -> loss of telling whether any object lies left of, right of, above, below each cell.
