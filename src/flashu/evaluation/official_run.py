@@ -87,11 +87,11 @@ def evaluate(
     other = None if baseline is None else _other(engine, baseline, benchmark)
     with folder.opened(_identity(engine, benchmark, model, seed, run)) as ledger:
         if other is not None and mine:  # the first forwards of a process are slow; neither side is to pay for them
-            _made(other, benchmark, mine[0], seed, run | {"steps": 1}, None)
+            _made(other, benchmark, mine[0], seed, _of(other, run | {"steps": 1}), None)
         known = folder.records(ledger)
         for number, item in enumerate(mine):
             if other is not None and number < baseline_items and _baseline(other, item) not in known:
-                slow = _settings(benchmark, other) | given
+                slow = _of(other, _settings(benchmark, other) | given)
                 ledger.append(_baseline(other, item), _timed(other, benchmark, item, seed, slow, None)[1])
             if not benchmark.done(out, item):
                 images, record = _timed(engine, benchmark, item, seed, run, on_step)
@@ -174,8 +174,8 @@ def _timed(
 def _made(
     engine: Engine, benchmark: Benchmark, item: Item, seed: int, settings: dict[str, Any], on_step: OnStep | None
 ) -> list[Generation]:
-    """An item's images; of the original program, which makes one at a time, the first. Edits in turn are one session:
-    an instruction may speak of those before it."""
+    """An item's images; of the original program, which makes one at a time, the first. Edits in turn are one session,
+    as an instruction may speak of those before it; the original program edits each result anew."""
     first, cut = seed + benchmark.samples * item.index, engine.processor.cut
     more: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
     if not benchmark.edits:
@@ -185,8 +185,15 @@ def _made(
     assert item.source is not None
     if not item.turns:
         return [engine.edit(item.source(), cut(item.prompt), seed=first, **settings, **more)]
-    session, prompts = engine.editing(item.source()), (item.prompt, *item.turns)
-    return [session.edit(cut(prompt), seed=first + n, **settings, **more) for n, prompt in enumerate(prompts)]
+    prompts = [cut(prompt) for prompt in (item.prompt, *item.turns)]
+    if engine.recipe.name != ORIGINAL:
+        session = engine.editing(item.source())
+        return [session.edit(prompt, seed=first + n, **settings, **more) for n, prompt in enumerate(prompts)]
+    picture, made = item.source(), []
+    for n, prompt in enumerate(prompts):
+        made.append(engine.edit(picture, prompt, seed=first + n, **settings))
+        picture = made[-1].images[0]
+    return made
 
 
 def _other(engine: Engine, baseline: Recipe | FlashUConfig | str, benchmark: Benchmark) -> Engine:
@@ -202,6 +209,12 @@ def _other(engine: Engine, baseline: Recipe | FlashUConfig | str, benchmark: Ben
             f"the original program of {name} edits no pictures here: leave the baseline out, or give exact"
         )
     return other
+
+
+def _of(other: Engine, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as the compared engine takes them: where codes are drawn one by one, the original asks for no steps."""
+    fixed = other.recipe.name == ORIGINAL and other.model.spec.drawing == "autoregressive"
+    return {name: value for name, value in settings.items() if not (fixed and name == "steps")}
 
 
 def _settings(benchmark: Benchmark, engine: Engine) -> dict[str, Any]:
