@@ -200,7 +200,8 @@ def codes_of(image: Any) -> list[int]:
 
 
 def text_segment(ids: Sequence[int]) -> Segment:
-    return Segment(torch.tensor(ids), TokenLayout.causal([len(ids)], (("text", 0, len(ids)),)), len(ids), tuple(ids))
+    layout = TokenLayout.causal([len(ids)], (("text", 0, len(ids)),))
+    return Segment(torch.tensor(ids), layout, len(ids), tuple(ids), ids=tuple(ids))
 
 
 def codes_segment(ids: Tensor) -> Segment:

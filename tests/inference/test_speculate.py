@@ -22,15 +22,14 @@ from flashu.inference.speculate import (
     NetworkDrafter,
     SelfDrafter,
     Speculation,
-    ngrams,
     speculation_of,
 )
-from flashu.models.draft import Eagle3, Eagle3Config, MetaConfig, MetaQueries
 from flashu.models.layers import AttentionContext
 from flashu.runtime.cache import KVBlock
 from flashu.runtime.drafting import DraftBatch
 from flashu.runtime.graphs import GraphPool
 from tests.conftest import tiny_model
+from tests.drafts import drafters
 from tests.fakes.masked import MaskedModel, seeded
 from tests.fakes.tokens import CODES, TokenModel
 from tests.recipes import UNDERSTANDING, subsets
@@ -76,29 +75,12 @@ class Scripted:
     def propose(self, batch: DraftBatch, length: int) -> Tensor:
         rows = []
         for known in batch.known:
-            answer = next((a for a in self.answers if known and a[: len(known)] == list(known)), [])
-            told = (answer[len(known) :] + [0] * length)[:length]
-            rows.append([(token + self.wrong(len(known) + n)) % CODES[1] for n, token in enumerate(told)])
+            said = [n for n in range(1, len(known) + 1) if any(a[:n] == list(known[-n:]) for a in self.answers)]
+            count = max(said, default=0)
+            answer = next((a for a in self.answers if count and a[:count] == list(known[-count:])), [])
+            told = (answer[count:] + [0] * length)[:length]
+            rows.append([(token + self.wrong(count + n)) % CODES[1] for n, token in enumerate(told)])
         return torch.tensor(rows)
-
-
-def drafters(engine: Engine, answers: Sequence[Answer]) -> dict[str, Any]:
-    """One of each kind; the networks are untrained, so nearly all they propose is wrong."""
-    model, count = engine.model, engine.model.spec.vocabulary
-    torch.manual_seed(0)
-    some = sorted({token for answer in answers for token in answer.tokens} | {0, 1})
-    return {
-        "lookup": LookupDrafter(),
-        "ngrams": LookupDrafter(3, ngrams([answer.tokens for answer in answers], 3)),
-        "self": SelfDrafter.skipping(model, [2, 3]),
-        "eagle3": NetworkDrafter(Eagle3(Eagle3Config.of(model, layers=2)).start(model), model),
-        "eagle3 of few": NetworkDrafter(Eagle3(Eagle3Config.of(model, len(some), norm_output=True), some), model),
-        "meta": NetworkDrafter(MetaQueries(MetaConfig.of(model), model), model),
-        "no queries": NetworkDrafter(
-            MetaQueries(MetaConfig.of(model, count - 2, queries=0, layers=2, zero_init=False), model, range(count - 2)),
-            model,
-        ),
-    }
 
 
 def asked(engine: Engine, **sampling: Any) -> list[Answer]:

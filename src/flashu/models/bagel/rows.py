@@ -17,7 +17,8 @@ from flashu.runtime.layout import Segment, TokenLayout
 def words(ids: Sequence[int]) -> Segment:
     """Causal text."""
     count = len(ids)
-    return Segment(Words(tuple(ids)), TokenLayout.causal([count], ((UND, 0, count),)), count, ("words", *ids))
+    layout = TokenLayout.causal([count], ((UND, 0, count),))
+    return Segment(Words(tuple(ids)), layout, count, ("words", *ids), ids=tuple(ids))
 
 
 def seen(config: BagelConfig, pixels: Tensor, markers: Markers) -> Segment:

@@ -172,7 +172,7 @@ class Emu3Layout:
 
 
 def words(ids: Sequence[int]) -> Segment:
-    return Segment(torch.tensor(ids), TokenLayout.causal([len(ids)]), len(ids), tuple(ids))
+    return Segment(torch.tensor(ids), TokenLayout.causal([len(ids)]), len(ids), tuple(ids), ids=tuple(ids))
 
 
 def tokens(ids: Tensor) -> Segment:

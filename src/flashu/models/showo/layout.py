@@ -216,7 +216,7 @@ class ShowOLayout:
 
 def words(ids: Sequence[int]) -> Segment:
     """A segment of text."""
-    return Segment(torch.tensor(ids), TokenLayout.causal([len(ids)]), len(ids), tuple(ids))
+    return Segment(torch.tensor(ids), TokenLayout.causal([len(ids)]), len(ids), tuple(ids), ids=tuple(ids))
 
 
 @lru_cache(maxsize=8)

@@ -82,7 +82,8 @@ def bidirectional(config: ShowO2Config, image: Shown) -> tuple[int, int]:
 
 
 def _segment(row: Row, layout: TokenLayout) -> Segment:
-    return Segment(row, layout, len(row), tuple(part.key for part in row.parts))
+    ids = tuple(token for part in row.parts if isinstance(part, Words) for token in part.ids)
+    return Segment(row, layout, len(row), tuple(part.key for part in row.parts), ids=ids)
 
 
 def _cut(row: Row, at: int) -> tuple[Row, Row]:
