@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flashu.errors import FlashUError
 from flashu.models.batches import TaskRows
+from flashu.models.layers import AttentionContext, KeyValue
 from flashu.models.protocol import UnifiedModel
 from flashu.models.training import IGNORED
 from flashu.plan import LayerPlan
@@ -193,8 +194,8 @@ def labelled(wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return index, wanted.gather(1, index), targets.gather(1, index)
 
 
-def _checkpointed(*given: Any) -> Any:
-    return checkpoint(run_layer, *given, use_reentrant=False)
+def _checkpointed(layer: Any, x: Tensor, context: AttentionContext, *more: Any) -> tuple[Tensor, KeyValue]:
+    return checkpoint(run_layer, layer, x, context, *more, use_reentrant=False)
 
 
 def prepare(

@@ -63,7 +63,7 @@ class Scenes:
         if network is None or not hasattr(network, "packed"):
             raise FlashUError(f"{own.title} rows of scenes are not made here")
         self._network, self._rows, self._weights, self._seed = network, rows, weights or {}, seed
-        codec = codec or model.processor.codec
+        codec = model.processor.vae if codec is None else codec
         self._codes = model.spec.codes
         pool = build_pool(
             getattr(codec, "module", codec), scenes, None if cache is None else Path(cache), seed=pool_seed,

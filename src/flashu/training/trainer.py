@@ -251,7 +251,7 @@ def _step(line: str) -> float:
 
 
 def _on(rows: TaskRows, device: torch.device) -> TaskRows:
-    moved = {name: value.to(device) for name, value in vars_of(rows).items() if isinstance(value, Tensor)}
+    moved: dict[str, Any] = {name: value.to(device) for name, value in vars_of(rows).items() if isinstance(value, Tensor)}
     return replace(rows, **moved)
 
 
