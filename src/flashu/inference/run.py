@@ -235,12 +235,16 @@ class Run:
                 if self._said(torch.cat(waiting).tolist(), action):
                     break
                 waiting = []
+        self._close_text(action, row.context, index)
+
+    def _close_text(self, action: Decode, context: Context, through: int) -> None:
+        """The text is complete; ``through``: how many tokens behind the prefill went through the model."""
         self._events.append(Event("text", len(self.text), action.limit, list(self.text)))
         if action.tokens is not None:
-            # ``index`` tokens went through; those after the text, where it was looked at late, are dropped.
-            done = min(index, len(self.text))
-            row.context.settle(action.tokens(self.text[:done]) if done else None, index - done)
-            row.context.append(action.tokens([*self.text[done:], *action.close]))
+            # Those after the text, where it was looked at late, are dropped.
+            done = min(through, len(self.text))
+            context.settle(action.tokens(self.text[:done]) if done else None, through - done)
+            context.append(action.tokens([*self.text[done:], *action.close]))
 
     def _speculate(
         self, action: Decode, row: Row, speculation: Speculation
@@ -285,7 +289,7 @@ class Run:
             if index:
                 # As without drafts, the last token said has not gone through the model; one that ends it never does.
                 row.context.accept(used)
-        self._events.append(Event("text", len(self.text), action.limit, list(self.text)))
+        self._close_text(action, row.context, max(len(self.text) - 1 + ended, 0))
 
     def _same_plan(self, plan: Plan, step: Step, most: int) -> int:
         """How many of the next ``most`` forwards have the plan of this one; none behind a probe."""
