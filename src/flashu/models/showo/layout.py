@@ -85,10 +85,10 @@ class ShowOLayout:
         config = self.model.config
         if known is None:
             return torch.full((config.image_tokens,), config.mask)
-        codes = self._codes(known.image)
+        codes = self.codes_of(known.image)
         return torch.where(self._drawn(known.mask), config.mask, codes + config.codes[0])
 
-    def _codes(self, image: Picture) -> Tensor:
+    def codes_of(self, image: Picture) -> Tensor:
         """Codes [N] of a picture, or what are codes already."""
         if isinstance(image, Tensor) and image.ndim == 1:
             count, size = self.model.config.image_tokens, self.model.config.codebook_size
