@@ -33,7 +33,7 @@ def manifest() -> ModelManifest:
 class FlashU(lmms):
     """``pretrained``: a name, folder or hub id, loaded as stored unless ``dtype`` is given. ``preset``: a preset's name
     or a recipe file. ``calibration``: a file `flashu calibrate` wrote, else the checkpoint's, else it is gathered
-    before the first question.
+    before the first question. ``quantize``, ``offload``, ``parts``: as of ``from_pretrained``.
 
     Greedy unless the task sets a temperature. Images stand before the question; a model that takes one alone is shown
     several side by side.
@@ -50,6 +50,9 @@ class FlashU(lmms):
         dtype: str | None = None,
         calibration: str | None = None,
         max_new_tokens: int = 128,
+        quantize: str | None = None,
+        offload: bool = False,
+        parts: str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -63,8 +66,8 @@ class FlashU(lmms):
             self.accelerator = Accelerator()  # lmms-eval waits for the other processes through it
         self.batch_size = int(batch_size)
         self.max_new_tokens = max_new_tokens
-        place, wanted = _place(device), getattr(torch, dtype) if dtype else None
-        model = open_model(pretrained, recipe=preset, dtype=wanted, device=place)
+        held: dict[str, Any] = {"quantize": quantize, "offload": offload} | ({"parts": parts} if parts else {})
+        model = open_model(pretrained, recipe=preset, dtype=dtype, device=_place(device), **held)
         known = model.calibration
         if calibration is not None:
             known = Calibration.load(calibration, checkpoint_hash(model))
