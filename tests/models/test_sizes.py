@@ -7,7 +7,7 @@ import torch
 
 import flashu
 from flashu.models import fit
-from flashu.models.registry import family, resolve
+from flashu.models.registry import family, open_model, resolve
 
 OFFICIAL = {
     "ByteDance-Seed/BAGEL-7B-MoT": 14.61,
@@ -37,4 +37,10 @@ def test_what_does_not_fit_is_refused_by_name(name: str, monkeypatch: pytest.Mon
 def test_a_part_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "free_bytes", lambda device: 17e9)
     with pytest.raises(flashu.FlashUError, match=r"parts='understanding' \(16\.\d GB of main memory\)"):
-        flashu.load("ByteDance-Seed/BAGEL-7B-MoT", dtype=torch.bfloat16, device="cpu")
+        open_model("ByteDance-Seed/BAGEL-7B-MoT", dtype=torch.bfloat16, device="cpu", parts="all")
+
+
+def test_a_familys_own_loader_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "free_bytes", lambda device: 1e6)
+    with pytest.raises(flashu.FlashUError, match=r"scenes needs 0\.012 GB of main memory"):
+        flashu.ShowO2.from_pretrained("scenes")

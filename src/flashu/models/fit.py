@@ -88,6 +88,8 @@ def check_fits(sizes: Sizes, holding: Holding, recipe: Recipe | None = None) -> 
         return
     bank = 0 if recipe is None else bank_values(sizes, recipe)
     counts = {part: sizes.weights(part) for part in (None, *sizes.parts)}
+    if holding.part not in counts:  # all of it by another name, or what the loader refuses
+        holding = replace(holding, part=None)
     needed = holding.needed(counts[holding.part], bank)
     if (short := _short(needed)) is None:
         return
@@ -163,11 +165,15 @@ def _short(needed: dict[torch.device, int]) -> tuple[torch.device, int] | None:
 
 
 def _said(needed: dict[torch.device, int]) -> str:
-    return " and ".join(f"{amount / GB:,.1f} GB {_on(device)}" for device, amount in needed.items())
+    return " and ".join(f"{_gb(amount)} {_on(device)}" for device, amount in needed.items())
 
 
 def _free(device: torch.device, free: int) -> str:
-    return f"{free / GB:,.1f} GB are available {_on(device)}"
+    return f"{_gb(free)} are available {_on(device)}"
+
+
+def _gb(amount: float) -> str:
+    return f"{amount / GB:,.1f} GB" if amount >= GB / 10 else f"{amount / GB:.3f} GB"
 
 
 def _on(device: torch.device) -> str:

@@ -153,14 +153,15 @@ def open_model(
     placed = {"quantize": options.get("quantize"), "offload": options.get("offload", False)}
     placed |= {"pack": options.get("pack", False), "part": options.get("parts")}
     holding = Holding(device, dtype or checkpoint.dtype, in_place=in_place, **placed)
-    _check_fits(known, checkpoint, recipe, holding)
+    check_room(checkpoint, holding, recipe)
     return known.load(checkpoint, dtype=dtype, device=device, **options)
 
 
-def _check_fits(known: Family, checkpoint: Checkpoint, recipe: RecipeSource, holding: Holding) -> None:
-    """What cannot be read yet (a config.json, a preset tuned on weights) is for those to refuse who read it."""
+def check_room(checkpoint: Checkpoint, holding: Holding, recipe: RecipeSource = "exact") -> None:
+    """See `check_fits`. What cannot be read yet (a config.json, a preset tuned on weights) is for those to refuse who
+    read it."""
     try:
-        sizes = known.sizes(checkpoint)
+        sizes = family_of(checkpoint).sizes(checkpoint)
     except FlashUError:
         return
     try:

@@ -13,9 +13,10 @@ from flashu.models.bagel.load import Parts, load_model, load_processor, save_mod
 from flashu.models.bagel.model import Bagel as Architecture
 from flashu.models.bagel.processor import Processor
 from flashu.models.family import Checkpoint
+from flashu.models.fit import Holding
 from flashu.models.hub import checkpoint_folder
 from flashu.models.pretrained import Pretrained, check_placement
-from flashu.models.registry import resolve
+from flashu.models.registry import check_room, resolve
 from flashu.models.weights import checkpoint_hash
 
 Model = TypeVar("Model", bound="Bagel")
@@ -48,8 +49,10 @@ class Bagel(Pretrained, Architecture):
         ``device`` a projection or FFN at a time. ``quantize``: see `quantize`. ``pack``: for bf16 on a CPU, see `pack`.
         Raises `CheckpointError`, leaving nothing half-loaded.
         """
+        checkpoint, place = resolve(source), torch.device(device or "cpu")
+        check_room(checkpoint, Holding(place, dtype or checkpoint.dtype, quantize, offload, pack=pack, part=parts))
         return cls._load(
-            resolve(source),
+            checkpoint,
             dtype=dtype,
             device=device,
             autoencoder=autoencoder,

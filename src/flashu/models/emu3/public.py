@@ -18,10 +18,11 @@ from flashu.models.emu3.load import load_model, load_processor, save_model
 from flashu.models.emu3.model import Emu3 as Architecture
 from flashu.models.emu3.processor import Processor
 from flashu.models.family import Checkpoint
+from flashu.models.fit import Holding
 from flashu.models.hub import checkpoint_folder
 from flashu.models.pictures import Picture
 from flashu.models.pretrained import Pretrained, check_placement
-from flashu.models.registry import resolve
+from flashu.models.registry import check_room, resolve
 from flashu.models.weights import checkpoint_hash
 
 Model = TypeVar("Model", bound="Emu3")
@@ -56,8 +57,10 @@ class Emu3(Pretrained, Architecture):
         main memory and visit ``device`` a projection or FFN at a time. ``quantize``: see `quantize`. ``pack``: for bf16
         on a CPU, see `pack`. Raises `CheckpointError`, leaving nothing half-loaded.
         """
+        checkpoint, place = resolve(source), torch.device(device or "cpu")
+        check_room(checkpoint, Holding(place, dtype or checkpoint.dtype, quantize, offload, pack=pack))
         return cls._load(
-            resolve(source),
+            checkpoint,
             dtype=dtype,
             device=device,
             autoencoder=autoencoder,

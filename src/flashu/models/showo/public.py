@@ -15,10 +15,11 @@ from flashu.inference.calibrate.calibration import CALIBRATION, Calibration
 from flashu.inference.engine import Engine
 from flashu.interfaces import patch
 from flashu.models.family import Checkpoint
+from flashu.models.fit import Holding
 from flashu.models.hub import checkpoint_folder
 from flashu.models.pictures import Picture
 from flashu.models.pretrained import Pretrained, check_placement
-from flashu.models.registry import resolve
+from flashu.models.registry import check_room, resolve
 from flashu.models.showo.load import Remasking, load_model, load_processor, save_model
 from flashu.models.showo.model import ShowO as Architecture
 from flashu.models.showo.processor import Processor
@@ -59,8 +60,10 @@ class ShowO(Pretrained, Architecture):
         ``pack``: for bf16 on a CPU, see `pack`. ``remasking``: see `ShowOConfig`; None = as the checkpoint says
         (official ones: as the released program). Raises `CheckpointError`, leaving nothing half-loaded.
         """
+        checkpoint, place = resolve(source), torch.device(device or "cpu")
+        check_room(checkpoint, Holding(place, dtype or checkpoint.dtype, quantize, offload, pack=pack))
         return cls._load(
-            resolve(source),
+            checkpoint,
             dtype=dtype,
             device=device,
             autoencoder=autoencoder,

@@ -17,9 +17,10 @@ from flashu.inference.calibrate.calibration import CALIBRATION, Calibration
 from flashu.inference.engine import Engine, Shown
 from flashu.interfaces import patch
 from flashu.models.family import Checkpoint
+from flashu.models.fit import Holding
 from flashu.models.hub import checkpoint_folder
 from flashu.models.pretrained import Pretrained, check_placement
-from flashu.models.registry import resolve
+from flashu.models.registry import check_room, resolve
 from flashu.models.showo2.dropin.adopt import Block, Unpatchify, adopted
 from flashu.models.showo2.load import load_model, load_processor, save_model
 from flashu.models.showo2.model import ShowO2 as Architecture
@@ -60,8 +61,10 @@ class ShowO2(Pretrained, Architecture):
         ``exact_rope``: rotary frequencies stay fp32 at a lower ``dtype``, where the original rounds them; None = as the
         checkpoint says (official ones: rounded). Raises `CheckpointError`, leaving nothing half-loaded.
         """
+        checkpoint, place = resolve(source), torch.device(device or "cpu")
+        check_room(checkpoint, Holding(place, dtype or checkpoint.dtype, quantize, offload, pack=pack))
         return cls._load(
-            resolve(source),
+            checkpoint,
             dtype=dtype,
             device=device,
             autoencoder=autoencoder,
