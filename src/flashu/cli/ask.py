@@ -27,7 +27,7 @@ def ask(
     seed: Annotated[int, opt.number("torch seed", "Seed of the first answer; the others count up from it.")] = 0,
     draft: Annotated[
         str | None,
-        typer.Option(help='What drafts tokens: a folder of a draft, "lookup", or "self:4-7" (layers left out).'),
+        typer.Option(help='What drafts tokens: a folder, "shipped", "lookup", or "self:4-7" (layers left out).'),
     ] = None,
     as_json: opt.AsJson = False,
 ) -> None:

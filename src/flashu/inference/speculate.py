@@ -16,6 +16,7 @@ from flashu.errors import FlashUError
 from flashu.models.draft import DraftNetwork
 from flashu.models.layers import AttentionContext
 from flashu.models.protocol import UnifiedModel
+from flashu.models.registry import ASSETS
 from flashu.models.speculators import kind_of, load_network, load_ngrams, load_skips
 from flashu.plan import LayerPlan
 from flashu.runtime.cache import KVBlock
@@ -77,13 +78,16 @@ class DraftLength:
             self._tried = DECAY * self._tried + 1
 
 
+SHIPPED = ASSETS / "drafts"
+"""Drafts of embedded models, by the model's name."""
 DraftSource: TypeAlias = "Speculation | Drafter | str | Path | None"
 
 
 def speculation_of(source: DraftSource, model: UnifiedModel) -> Speculation | None:
     """How a model's text is drafted: a `Speculation` or a drafter; "lookup" (what followed the last tokens before);
-    "self:4-7" (the model without layers 4 to 7; numbers and ranges, separated by commas); or the folder of a draft.
-    `FlashUError` for anything else, and for a draft of another model."""
+    "self:4-7" (the model without layers 4 to 7; numbers and ranges, separated by commas); "shipped" (the draft that is
+    in the package for an embedded model); or the folder of a draft. `FlashUError` for anything else, and for a draft of
+    another model."""
     if source is None or isinstance(source, Speculation):
         return source
     if not isinstance(source, str | Path):
@@ -93,6 +97,14 @@ def speculation_of(source: DraftSource, model: UnifiedModel) -> Speculation | No
         return Speculation(LookupDrafter())
     if name.startswith("self:"):
         return Speculation(SelfDrafter.skipping(model, _numbers(name.removeprefix("self:"))))
+    if name == "shipped":
+        source = SHIPPED / model.name
+        if not model.name or not source.is_dir():
+            known = ", ".join(sorted(folder.name for folder in SHIPPED.iterdir()))
+            raise FlashUError(
+                f"no draft is in the package for {model.name or 'this model'}, only for {known}: give a folder, "
+                "or train one with `flashu train draft`"
+            )
     return Speculation(load_drafter(source, model))
 
 
