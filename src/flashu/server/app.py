@@ -134,6 +134,8 @@ def _model(service: Service) -> dict[str, Any]:
             "draws": layout.draws,
             "sees": layout.sees,
             "edits": layout.draws and layout.edits,
+            "thinks": layout.thinks,
+            "settings": sorted(layout.settings),
             "defaults": {
                 "num_inference_steps": defaults.steps,
                 "guidance_scale": defaults.guidance,

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
 
+from flashu.models.words import IMAGE
 from flashu.server.errors import ApiError
 from flashu.server.intake import of_url
 from flashu.server.jobs import Answered, Drawn, JobEvent, Said, Stepped
@@ -28,10 +29,14 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/chat/completions", summary="Answer a message or a question", openapi_extra=body_of(Chat))
     async def completions(request: Request) -> Response:
-        body = read(Chat, await json_of(request))
-        text, images = await asked(service, body)
-        if body.modalities == ["image"]:
-            job, about = service.drawing(body, text, images, "messages", "messages")
+        body, own = read(Chat, await json_of(request), service.layout.settings)
+        draws = body.modalities == ["image"]
+        if own and not draws:
+            name = next(iter(own))
+            raise ApiError(400, f'{name}: is for modalities ["image"]', name)
+        text, images = await asked(service, body, places=not draws)
+        if draws:
+            job, about = service.drawing(body, text, images, own, "messages", "messages")
         else:
             job, about = service.answering(body, text, images)
         ticket = Ticket(service.scheduler, job)
@@ -46,11 +51,12 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def asked(service: Service, body: Chat) -> tuple[str, list[Image.Image]]:
-    """The text and the images of the message."""
-    if body.think:
-        raise ApiError(400, f"think: {service.name} answers without thinking aloud", "think")
+async def asked(service: Service, body: Chat, places: bool) -> tuple[str, list[Image.Image]]:
+    """The text and the images of the message. Images stand before a single text, as models are trained; with
+    ``places``, those of several texts stand where they were sent."""
     content = body.messages[0].content
+    if IMAGE in (content if isinstance(content, str) else "".join(p.text for p in content if isinstance(p, TextPart))):
+        raise ApiError(400, f"messages: {IMAGE} is no text: send images as parts of the message", "messages")
     if isinstance(content, str):
         return content, []
     texts = [part.text for part in content if isinstance(part, TextPart)]
@@ -60,7 +66,9 @@ async def asked(service: Service, body: Chat) -> tuple[str, list[Image.Image]]:
     if len(urls) > service.settings.images:
         raise ApiError(400, f"messages: at most {service.settings.images} images a request", "messages")
     images = [await asyncio.to_thread(of_url, url, service.settings, "messages") for url in urls]
-    return "\n".join(texts), images
+    if not places or len(texts) == 1:
+        return "\n".join(texts), images
+    return "\n".join(part.text if isinstance(part, TextPart) else IMAGE for part in content), images
 
 
 class Reply:

@@ -41,7 +41,8 @@ class Said:
 @dataclass(frozen=True)
 class Work:
     """What a sample took. ``forwards``: all; ``decoder``: those that went through the decoder. ``seconds``: from
-    acceptance to the result; ``waited`` of them before its first forward; ``first``: to the first token of text."""
+    acceptance to the result; ``waited`` of them before its first forward; ``first``: to the first token of text.
+    ``scales``: the largest guidance scale of each branch."""
 
     forwards: int
     decoder: int
@@ -49,13 +50,17 @@ class Work:
     seconds: float
     waited: float
     first: float | None = None
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Drawn:
+    """``thought``: the text that was thought before drawing."""
+
     sample: int
     image: Image.Image
     work: Work
+    thought: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,10 @@ class Sample:
 
     def work(self) -> Work:
         now, trace = time.perf_counter(), self.run.trace
+        scales: dict[str, float] = {}
+        for step in trace:
+            for branch, scale in step.plan.scales.items():
+                scales[branch] = max(scale, scales.get(branch, scale))
         return Work(
             len(trace),
             sum(step.tokens > 0 for step in trace),
@@ -144,6 +153,7 @@ class Sample:
             now - self.job.accepted,
             (self.began or now) - self.job.accepted,
             None if self.first is None else self.first - self.job.accepted,
+            scales,
         )
 
 

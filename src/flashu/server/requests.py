@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
+from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
@@ -32,6 +34,15 @@ async def json_of(request: Request) -> Any:
         return json.loads(await request.body(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "the body is not valid JSON") from error
+
+
+def values_of(texts: dict[str, str], names: Set[str]) -> dict[str, Any]:
+    """Texts of a form, those of some names as the JSON that they are, if they are."""
+    found: dict[str, Any] = dict(texts)
+    for name in names & texts.keys():
+        with suppress(ValueError, RecursionError):
+            found[name] = json.loads(texts[name])
+    return found
 
 
 async def form_of(request: Request, most: int) -> tuple[dict[str, str], list[bytes]]:

@@ -207,18 +207,12 @@ class Scheduler:
                     runs = engine.runs_to_draw(job.requests)  # type: ignore[arg-type]
                 else:
                     runs = engine.runs_to_answer(job.requests, seed=job.seeds, **job.sampling)  # type: ignore[arg-type]
-        except FlashUError as error:
-            field = job.fields.get(type(error))
-            self._give_up([job], ApiError(400, f"{field}: {error}" if field else str(error), field))
-            return False
-        except Exception:
-            log.exception("a request could not be written")
-            self._give_up([job], ApiError(500, "the server failed on this request"))
+        except Exception as error:
+            self._give_up([job], _unwritten(job, error))
             return False
         job.waiting = [Sample(job, n, run) for n, run in enumerate(runs)]
-        if job.task == "understanding":
-            for sample in job.waiting:
-                sample.reader = Reader(engine.layout.text, job.stop)
+        for sample in job.waiting:
+            sample.reader = Reader(engine.layout.text, job.stop)
         job.tell(Started())
         return True
 
@@ -312,7 +306,7 @@ class Scheduler:
         """Count what a forward did."""
         step, metrics = sample.run.trace[-1], self.metrics
         metrics.skipped.inc(len(step.plan.layers.skip))
-        if sample.job.task == "generation":
+        if step.step.task == "generation":
             metrics.steps.inc()
             metrics.reused.inc(step.plan.features == "reuse")
         elif len(sample.run.trace) == 1:
@@ -343,6 +337,9 @@ class Scheduler:
             if event.kind == "step":
                 if not self._previews.wanted(sample, event):
                     sample.job.tell(Stepped(sample.index, event.index + 1, event.total))
+            elif event.kind in ("token", "text") and sample.reader is not None:  # a thought before the drawing
+                if piece := sample.reader.read(sample.run.text, last=event.kind == "text"):
+                    sample.job.tell(Said(sample.index, piece))
             elif event.kind == "image":
                 finished.append((sample, event.data))
         return finished
@@ -366,7 +363,8 @@ class Scheduler:
                 self._give_up([s.job for s in samples], ApiError(500, "the server failed on this request"))
                 continue
             for sample, image in zip(samples, images, strict=True):
-                self._done(sample, Drawn(sample.index, image, sample.work()))
+                thought = "" if sample.reader is None else sample.reader.text
+                self._done(sample, Drawn(sample.index, image, sample.work(), thought))
 
     def _done(self, sample: Sample, result: Drawn | Answered) -> None:
         job = sample.job
@@ -381,3 +379,13 @@ class Scheduler:
         job.tell(result)
         if not job.left:
             job.finish()
+
+
+def _unwritten(job: Job, error: Exception) -> ApiError:
+    """What is wrong with a job of which no runs can be made."""
+    own = list(getattr(job.requests[0], "own", ()))
+    if not isinstance(error, FlashUError) and not (own and isinstance(error, TypeError)):
+        log.error("a request could not be written", exc_info=error)
+        return ApiError(500, "the server failed on this request")
+    field = job.fields.get(type(error)) or (own[0] if len(own) == 1 else None)
+    return ApiError(400, f"{field}: {error}" if field else str(error), field)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -60,6 +60,7 @@ class Drawing(Strict):
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: Annotated[int, Field(ge=0, le=100, description="Quality of jpeg and webp.")] | None = None
     stream: bool = False
+    think: Annotated[bool, Field(description="Think in text first, where the model was trained to.")] = False
     partial_images: Annotated[int, Field(ge=0, le=100, description="Previews on the way; needs stream.")] = 0
     user: Name | None = Field(None, description="Accepted, without effect.")
 
@@ -174,14 +175,30 @@ class Chat(Strict):
 B = TypeVar("B", bound=BaseModel)
 
 
-def read(kind: type[B], data: Any) -> B:
-    """A request of a kind; `ApiError` 400 with the first thing that is wrong with it."""
+def read(kind: type[B], data: Any, own: Collection[str] = ()) -> tuple[B, dict[str, Any]]:
+    """A request of a kind, and its fields that only this model has, of the names in ``own``. `ApiError` 400 with the
+    first thing that is wrong."""
     if not isinstance(data, Mapping):
         raise ApiError(400, "the body must be one JSON object")
+    extra = data.get("extra_body")
+    extra = extra if isinstance(extra, Mapping) else {}
+    given = {name: _plain(name, value) for name, value in (*extra.items(), *data.items()) if name in own}
+    data = {name: value for name, value in data.items() if name not in own}
+    if given and extra:
+        data["extra_body"] = {name: value for name, value in extra.items() if name not in own}
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(data), given
     except ValidationError as error:
         raise first_error(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A number, text, truth value, or a list of them as a tuple."""
+    if isinstance(value, list) and len(value) <= 16 and not any(isinstance(one, list | dict) for one in value):
+        return tuple(value)
+    if value is None or isinstance(value, list | dict):
+        raise ApiError(400, f"{name}: must be a number, a text, true or false, or a short list of them", name)
+    return value
 
 
 UNKNOWN = "is no field of this request: see /docs for those there are"

@@ -74,15 +74,24 @@ class Service:
 
     # -- drawing -------------------------------------------------------------------------------------------------
     def drawing(
-        self, body: Drawing | Chat, prompt: str, images: Sequence[Image.Image], text: str, picture: str
+        self,
+        body: Drawing | Chat,
+        prompt: str,
+        images: Sequence[Image.Image],
+        own: Mapping[str, Any],
+        text: str,
+        picture: str,
     ) -> tuple[Job, dict[str, Any]]:
-        """The job of a request to draw, and its effective settings. ``text``, ``picture``: the fields that hold the
-        prompt and the images."""
+        """The job of a request to draw, and its effective settings. ``own``: settings that only this model has.
+        ``text``, ``picture``: the fields that hold the prompt and the images."""
         preset = self.preset(body.model, body.preset)
         if not self.layout.draws:
             raise ApiError(400, f"{self.name} cannot draw here: it was loaded without an autoencoder")
         if body.negative_prompt is not None:
             raise ApiError(400, f"negative_prompt: {self.name} draws without one", "negative_prompt")
+        if images and not self.layout.edits:
+            raise ApiError(400, f"{picture}: {self.name} draws and sees, but does not edit images", picture)
+        self._thinks(body)
         width, height = size_of(body.size)
         field = "size"
         if isinstance(body, Chat) and body.size is None:
@@ -92,24 +101,39 @@ class Service:
         steps = defaults.steps if body.num_inference_steps is None else body.num_inference_steps
         guidance = defaults.guidance if body.guidance_scale is None else body.guidance_scale
         size = (width or defaults.width, height or defaults.height)
-        self._allowed(body.n, steps, size, field)
-        request = DrawRequest(prompt, 0, body.num_inference_steps, body.guidance_scale, None, height, width)
+        # The usual size of an edit is that of its image, and every model has its own way of fitting it.
+        self._allowed(body.n, steps, size, field, check=not images or body.size is not None)
         requests = [
             DrawRequest(
-                prompt, body.seed + n, request.steps, request.guidance, None, height, width, images=tuple(images)
+                prompt,
+                body.seed + n,
+                body.num_inference_steps,
+                body.guidance_scale,
+                None,
+                height,
+                width,
+                images=tuple(images),
+                think=body.think,
+                own=own,
             )
             for n in range(body.n)
         ]
         about = self.about(preset) | {
             "num_inference_steps": steps,
-            "guidance_scale": float(guidance),
             "size": f"{size[0]}x{size[1]}",
             "seed": body.seed,
+            "think": body.think,
+            **({} if images and body.guidance_scale is None else {"guidance_scale": float(guidance)}),
+            **own,
         }
         previews = body.partial_images if isinstance(body, Drawing) else 0
         return Job(_id(), preset, requests, _nobody, previews=previews, fields=_fields(text, picture)), about
 
-    def _allowed(self, n: int, steps: int, size: tuple[int, int], field: str) -> None:
+    def _thinks(self, body: Drawing | Chat) -> None:
+        if body.think and not self.layout.thinks:
+            raise ApiError(400, f"think: {self.name} was not trained to", "think")
+
+    def _allowed(self, n: int, steps: int, size: tuple[int, int], field: str, check: bool) -> None:
         settings, pixels = self.settings, size[0] * size[1]
         shown = f"{size[0]}x{size[1]}"
         if n > settings.n:
@@ -124,7 +148,8 @@ class Service:
         try:
             for name, side in zip(("width", "height"), size, strict=True):
                 check_number(name, side)
-            self.engine.sizes.image_tokens(size[1], size[0])
+            if check:
+                self.engine.sizes.image_tokens(size[1], size[0])
         except FlashUError as error:
             raise ApiError(400, f"{field}: {error}", field) from error
 
@@ -133,6 +158,10 @@ class Service:
         preset = self.preset(body.model, body.preset)
         if images and not self.layout.sees:
             raise ApiError(400, f"messages: {self.name} cannot see images here", "messages")
+        most = self.engine.model.spec.pictures
+        if most is not None and len(images) > most:
+            raise ApiError(400, f"messages: {self.name} takes at most {most} images in a question", "messages")
+        self._thinks(body)
         if body.n > self.settings.n:
             raise ApiError(400, f"n: at most {self.settings.n} answers a request", "n")
         field = "max_completion_tokens" if body.max_tokens is None else "max_tokens"
@@ -146,11 +175,12 @@ class Service:
             "temperature": float(body.temperature),
             "top_p": 1.0 if body.top_p is None else float(body.top_p),
             "seed": body.seed,
+            "think": body.think,
         }
         job = Job(
             _id(),
             preset,
-            [AnswerRequest(text, tuple(images), limit) for _ in range(body.n)],
+            [AnswerRequest(text, tuple(images), limit, think=body.think) for _ in range(body.n)],
             _nobody,
             "understanding",
             {"temperature": float(body.temperature), "top_p": body.top_p},
@@ -169,6 +199,8 @@ def measured(work: Work) -> dict[str, Any]:
         "seconds": round(work.seconds, 4),
         "waited_seconds": round(work.waited, 4),
     }
+    if work.scales:
+        found["scales"] = dict(work.scales)
     return found if work.first is None else found | {"first_token_seconds": round(work.first, 4)}
 
 

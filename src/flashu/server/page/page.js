@@ -161,6 +161,7 @@ function settings() {
     num_inference_steps: number("num_inference_steps"),
     guidance_scale: number("guidance_scale"),
     size: $("size").value.trim() || undefined,
+    think: $("think").checked || undefined,
   };
 }
 
@@ -169,7 +170,8 @@ const chosen = () => document.querySelector("[name=preset]:checked").value;
 async function drawn(place, answer, label) {
   let last = null;
   for await (const event of events(answer)) {
-    if (event.type === "flashu.step") place.step(event.step, event.steps);
+    if (event.type === "flashu.thought") place.caption.textContent += event.text;
+    else if (event.type === "flashu.step") place.step(event.step, event.steps);
     else if (event.type.endsWith("partial_image")) {
       place.step(event.flashu.step, event.flashu.steps);
       place.show(data(event), `${label}, step ${event.flashu.step}`);
@@ -182,7 +184,7 @@ async function drawn(place, answer, label) {
   place.caption.innerHTML = "<b></b> <span></span>";
   place.caption.querySelector("b").textContent = f.preset;
   place.caption.querySelector("span").textContent =
-    `${f.seconds.toFixed(2)} s, ${f.forwards} forwards (${f.decoder_forwards} through the decoder), seed ${f.seed}`;
+    `${f.thought ? `“${f.thought}” ` : ""}${f.seconds.toFixed(2)} s, ${f.forwards} forwards (${f.decoder_forwards} through the decoder), seed ${f.seed}`;
   return { url: data(last), label, about: f };
 }
 
@@ -312,6 +314,7 @@ async function start() {
   $("other").selectedIndex = about.presets.length - 1;
   $("compare").disabled = about.presets.length < 2;
   for (const id of ["num_inference_steps", "guidance_scale", "size"]) $(id).placeholder = about.defaults[id];
+  $("thinks").hidden = !about.thinks;
   $("edit").hidden = !about.edits;
   $("ask").hidden = !about.sees;
   document.body.dataset.ready = "true";
