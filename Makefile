@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-slow test-gpu lint format typecheck docs lab lab-full train-scenes scenes-scores clean
+.PHONY: help setup serve demo test test-slow test-gpu lint format typecheck docs lab lab-full train-scenes scenes-scores clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t16
@@ -23,7 +23,14 @@ $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(VENV)/.serve: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --editable '.[serve]'
+	touch $@
+
 setup: $(VENV)/.dev  ## virtual environment with everything the project needs
+
+serve: $(VENV)/.serve  ## a page to draw on at http://127.0.0.1:8000, and the OpenAI-shaped API behind it
+	$(BIN)/flashu serve --presets exact,quality,paper,fast,balanced
 
 demo: $(VENV)/.base  ## draw and answer, vanilla and FlashU side by side; writes out/demo/report.html
 	$(BIN)/flashu demo -o out/demo
