@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from flashu.models.showo.public import ShowO
     from flashu.models.showo2.public import ShowO2, adopt
     from flashu.models.video import Video
+    from flashu.training.mod import UniModConfig
+    from flashu.training.patch import apply_unimod, remove_unimod
 
 __version__ = "0.1.0"
 
@@ -48,8 +50,11 @@ _LATER = {
     "ShowO2": "models.showo2.public",
     "Video": "models.video",
     "adopt": "models.showo2.public",
+    "UniModConfig": "training.mod",
     "apply_flashu_patch": "interfaces.patch",
+    "apply_unimod": "training.patch",
     "remove_flashu_patch": "interfaces.patch",
+    "remove_unimod": "training.patch",
 }
 
 
@@ -112,9 +117,12 @@ __all__ = [
     "ShowO",
     "ShowO2",
     "UnderstandingConfig",
+    "UniModConfig",
     "Video",
     "adopt",
     "apply_flashu_patch",
+    "apply_unimod",
     "load",
     "remove_flashu_patch",
+    "remove_unimod",
 ]

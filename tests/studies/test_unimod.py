@@ -18,7 +18,7 @@ from flashu.studies.unimod import report, work
 from flashu.studies.unimod.arms import NAMES, arms, typical
 from flashu.studies.unimod.study import Sizes, Study
 from flashu.training.exact import Savings
-from flashu.training.mod import RoutedTraining, UniMoDConfig
+from flashu.training.mod import RoutedTraining, UniModConfig
 from flashu.training.records import Records
 
 SIZES = Sizes(updates=4, seeds=2, held_out=1, every=2, rounds=2)
@@ -69,7 +69,7 @@ def test_every_arm_is_there() -> None:
 def test_the_formula_is_what_is_counted(family: str) -> None:
     """Whole rows, so that padding is counted too; attention over the whole row, whatever its mask."""
     made, rows = model(family), [r for r in batch(family) if r.task != "lm"]
-    for task_config in (UniMoDConfig(), config(family, "preset")):
+    for task_config in (UniModConfig(), config(family, "preset")):
         training = RoutedTraining(made, task_config, **Savings.none().__dict__)
         own = [r for r in rows if bool(r.valid.all())] or rows
         clock = FlopClock()
@@ -93,7 +93,7 @@ def test_exact_training_saves_what_was_recorded() -> None:
         for savings in (Savings.none(), Savings(waste=0.0)):
             clock = FlopClock()
             with torch.no_grad(), counting(clock):
-                RoutedTraining(made, UniMoDConfig(), **savings.__dict__).losses(rows)
+                RoutedTraining(made, UniModConfig(), **savings.__dict__).losses(rows)
             counts.append(clock.now())
         assert counts[1] / counts[0] < most
 

@@ -25,7 +25,7 @@ from flashu.runtime.routing import Routed, best, narrowed
 from flashu.runtime.runner import Runner
 from flashu.runtime.view import View
 from flashu.training.cross_entropy import cross_entropy
-from flashu.training.mod import PRESETS, RoutedTraining, Routers, UniMoDConfig, preset, randomly, select_layers
+from flashu.training.mod import PRESETS, RoutedTraining, Routers, UniModConfig, preset, randomly, select_layers
 from flashu.training.mod.config import matched
 
 KEEP = st.floats(0.01, 1.0)
@@ -96,10 +96,10 @@ def test_keeping_all_without_a_gate_is_the_dense_model() -> None:
         made, rows = model(family), batch(family)
         layers = made.spec.layers
         every = {task: dict.fromkeys(range(layers), 1.0) for task in ("t2i", "mmu")}
-        dense = RoutedTraining(made, UniMoDConfig())(rows)
-        routed = RoutedTraining(made, UniMoDConfig(every, gate="none"))(rows)
+        dense = RoutedTraining(made, UniModConfig())(rows)
+        routed = RoutedTraining(made, UniModConfig(every, gate="none"))(rows)
         torch.testing.assert_close(routed.weighted, dense.weighted, atol=1e-6, rtol=1e-6)
-        starting_at_one = RoutedTraining(made, UniMoDConfig(every, scale="tanh"))(rows)
+        starting_at_one = RoutedTraining(made, UniModConfig(every, scale="tanh"))(rows)
         torch.testing.assert_close(starting_at_one.weighted, dense.weighted, atol=0.05, rtol=0.05)
 
 
@@ -143,7 +143,7 @@ def test_schedules_and_selection() -> None:
     assert select_layers([1, 2, 3, 4], 2, protect=(0, 1)) == [2, 3]
     made = matched(preset("single-router-paper", 6), lambda c: sum(c.keep["t2i"].values()), 2.4)
     assert sum(made.keep["t2i"].values()) == pytest.approx(2.4, abs=1e-3)
-    kinds = UniMoDConfig({"t2i": {1: 0.5, 2: 0.5}, "mmu": {2: 0.5, 3: 0.5}}).layer_kinds(emu3.model().spec)
+    kinds = UniModConfig({"t2i": {1: 0.5, 2: 0.5}, "mmu": {2: 0.5, 3: 0.5}}).layer_kinds(emu3.model().spec)
     assert kinds == {1: "t2i", 2: "shared", 3: "mmu"}
 
 
@@ -165,12 +165,12 @@ def test_schedules_and_selection() -> None:
 )
 def test_bad_settings(settings_: dict[str, object], message: str) -> None:
     with pytest.raises(flashu.FlashUError, match=message):
-        UniMoDConfig.from_dict(settings_)
+        UniModConfig.from_dict(settings_)
 
 
 def test_settings_and_routers_are_saved_and_loaded(tmp_path: Path) -> None:
     made = config("emu3", "forced")
-    assert UniMoDConfig.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert UniModConfig.from_dict(json.loads(json.dumps(made.to_dict()))) == made
     assert Recipe.from_dict(json.loads(json.dumps(made.recipe().to_dict()))) == made.recipe()
     spec = emu3.model().spec
     routers("emu3", "preset", spec).save(tmp_path)
@@ -182,16 +182,16 @@ def test_settings_and_routers_are_saved_and_loaded(tmp_path: Path) -> None:
     with pytest.raises(flashu.CheckpointError, match="no routers"):
         Routers.load(tmp_path / "nowhere", spec)
     with pytest.raises(flashu.FlashUError, match="layers 0 to 7"):
-        Routers(UniMoDConfig({"mmu": {9: 0.5}}), spec)
+        Routers(UniModConfig({"mmu": {9: 0.5}}), spec)
 
 
 def test_missing_rows_and_targets() -> None:
     made = model("emu3")
     rows = batch("emu3")[0]
     with pytest.raises(flashu.FlashUError, match="no rows"):
-        RoutedTraining(made, UniMoDConfig())([])
+        RoutedTraining(made, UniModConfig())([])
     with pytest.raises(flashu.FlashUError, match="nothing to predict"):
-        RoutedTraining(made, UniMoDConfig())([replace(rows, targets=torch.full_like(rows.targets, -100))])
+        RoutedTraining(made, UniModConfig())([replace(rows, targets=torch.full_like(rows.targets, -100))])
     plan = LayerPlan(routes=(Route(1, mode="bypass", router="t2i_1"),))
     with pytest.raises(flashu.FlashUError, match="no router"):
         Runner(made).walk(made.embed_tokens(rows.tokens), TokenLayout.causal([64] * 3), plan)
@@ -210,7 +210,7 @@ def test_a_routed_model_draws_and_answers() -> None:
     prompts = ["w1 w2 w3", "w9"]
     exact = engine()
     spec = exact.model.spec
-    half = UniMoDConfig({task: {4: 1.0, 6: 1.0} for task in ("t2i", "mmu")}, gate="none", threshold=None)
+    half = UniModConfig({task: {4: 1.0, 6: 1.0} for task in ("t2i", "mmu")}, gate="none", threshold=None)
     plain = engine(half.recipe(), dict(Routers(half, spec).weights()))
     assert torch.equal(drawn(plain, prompts), drawn(exact, prompts))
     own = preset("emu3-paper", spec.layers)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.models.emu3.golden import recorded as emu3
 from tests.training.standins import emu3_call, original_showo, showo_call, transformers_emu3
-from tests.training.unimod import ABOUT, config, goldens, routers
+from tests.training.unimod import ABOUT, batch, config, goldens, routers
 from torch import nn
 
 import flashu
+import flashu.training
 from flashu.training import patch
 from flashu.training.exact import Savings
-from flashu.training.mod import UniMoDConfig
+from flashu.training.mod import UniModConfig
 from flashu.training.patch import apply_unimod, remove_unimod
 
 
@@ -126,7 +128,7 @@ def test_what_cannot_be_trained_says_so() -> None:
     with pytest.raises(flashu.FlashUError, match="dropout"):
         model(**call)
     with pytest.raises(flashu.FlashUError, match="layers 0 to 7"):
-        apply_unimod(model, UniMoDConfig({"t2i": {8: 0.5}}))
+        apply_unimod(model, UniModConfig({"t2i": {8: 0.5}}))
     with pytest.raises(flashu.FlashUError, match="known are"):
         apply_unimod(model, "no-such-preset")
     with pytest.raises(flashu.FlashUError, match="no class whose training"):
@@ -144,3 +146,37 @@ def test_frozen_parts_get_no_gradients() -> None:
     learnt = {name for name, p in model.named_parameters() if p.grad is not None}
     assert learnt == {"model.text_model.layers.5.mlp.up_proj.weight"}
     assert all(w.grad is not None for w in behind.routers.parameters())
+
+
+def test_prepare_takes_ours_and_theirs() -> None:
+    ours = flashu.training.prepare(emu3.model(), waste=0.5)
+    theirs, call = made("emu3")
+    expected = theirs(**call).loss
+    losses = ours(batch("emu3"))
+    sums = sum(losses.tasks[task] * count for task, count in losses.counts.items())
+    torch.testing.assert_close(sums / sum(losses.counts.values()), expected, atol=1e-5, rtol=0)
+    flashu.training.prepare(theirs, chunk=8)
+    torch.testing.assert_close(theirs(**call).loss, expected, atol=1e-5, rtol=0)
+    with pytest.raises(flashu.FlashUError, match="unknown savings paddings"):
+        flashu.training.prepare(emu3.model(), paddings=False)
+
+
+def test_inside_transformers_trainer(tmp_path: Path) -> None:
+    """Its batches, its accumulation, its optimizer; losses are those of the plain loop."""
+    transformers = pytest.importorskip("transformers")
+    model, call = made("emu3")
+    rows = [{name: value[n] for name, value in call.items()} for n in range(4)]
+    behind = flashu.apply_unimod(model, "emu3-paper", dropout="off")
+    parameters = [*model.parameters(), *behind.routers.parameters()]
+    before = {name: w.clone() for name, w in behind.routers.weight.items()}
+    settings = transformers.TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=2, logging_steps=1,
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    optimizers = torch.optim.AdamW(parameters, lr=1e-3), None
+    trainer = transformers.Trainer(model, settings, train_dataset=rows, optimizers=optimizers)
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 2
+    assert logged[1] < logged[0]
+    assert all(not torch.equal(w, before[name]) for name, w in behind.routers.weight.items())

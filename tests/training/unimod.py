@@ -14,7 +14,7 @@ from tests.models.showo.golden import recorded as showo
 from torch import Tensor
 
 from flashu.models.batches import TaskRows
-from flashu.training.mod import Routers, UniMoDConfig
+from flashu.training.mod import Routers, UniModConfig
 
 HERE = Path(__file__).parent / "golden"
 ABOUT: dict[str, Any] = json.loads((HERE / "unimod_tiny.json").read_text())
@@ -55,12 +55,12 @@ def batch(family: str) -> list[TaskRows]:
     ]
 
 
-def config(family: str, variant: str) -> UniMoDConfig:
+def config(family: str, variant: str) -> UniModConfig:
     plans = ABOUT["common"][f"{family}.plans"]
     keep = plans["arank" if variant == "arank" else "preset"]
     if variant == "single":
         keep = dict.fromkeys(keep, keep["mmu"])
-    return UniMoDConfig(
+    return UniModConfig(
         keep,
         routers="layer" if variant == "single" else "task",
         gate="block" if variant == "block" else "ffn",

@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flashu.training.exact import Prepared, Savings, prepare
-    from flashu.training.mod import RoutedTraining, Routers, UniMoDConfig
-    from flashu.training.patch import apply_unimod, remove_unimod
+    from flashu.training.exact import Prepared, Savings
+    from flashu.training.mod import RoutedTraining, Routers, UniModConfig
+    from flashu.training.patch import apply_unimod, prepare, remove_unimod
 
 _LATER = {
-    "Prepared": "exact", "Savings": "exact", "prepare": "exact", "Routers": "mod", "RoutedTraining": "mod",
-    "UniMoDConfig": "mod", "apply_unimod": "patch", "remove_unimod": "patch",
+    "Prepared": "exact", "Savings": "exact", "prepare": "patch", "Routers": "mod", "RoutedTraining": "mod",
+    "UniModConfig": "mod", "apply_unimod": "patch", "remove_unimod": "patch",
 }  # fmt: skip
 
 
@@ -23,5 +23,5 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Prepared", "RoutedTraining", "Routers", "Savings", "UniMoDConfig", "apply_unimod", "prepare", "remove_unimod",
+    "Prepared", "RoutedTraining", "Routers", "Savings", "UniModConfig", "apply_unimod", "prepare", "remove_unimod",
 ]  # fmt: skip

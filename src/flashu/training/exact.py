@@ -1,13 +1,13 @@
 """Training that computes only what enters a loss, and none of it otherwise: exact.
 
 Padding influences nothing, logits without a label are never read, and of the last layer only the tokens with a label
-are. `prepare` leaves all of it out; with routers it is the baseline that they are put on.
+are. `Prepared` leaves all of it out; with routers it is the baseline that they are put on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,6 +56,13 @@ class Savings:
     @classmethod
     def none(cls) -> Savings:
         return cls(False, 0.0, False, False, None, False)
+
+    @classmethod
+    def of(cls, **settings: Any) -> Savings:
+        """All on, but for these; `FlashUError` for an unknown one."""
+        if unknown := sorted(settings.keys() - cls.__dataclass_fields__.keys()):
+            raise FlashUError(f"unknown savings {', '.join(unknown)}; known are {', '.join(cls.__dataclass_fields__)}")
+        return cls(**settings)
 
 
 @dataclass
@@ -196,18 +203,3 @@ def labelled(wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _checkpointed(layer: Any, x: Tensor, context: AttentionContext, *more: Any) -> tuple[Tensor, KeyValue]:
     return checkpoint(run_layer, layer, x, context, *more, use_reentrant=False)
-
-
-def prepare(
-    model: Any, *, plans: Plans | None = None, routers: Mapping[str, Tensor] | None = None, **savings: Any
-) -> Prepared:
-    """A model of ours, prepared for training without waste; ``savings``: settings of `Savings`, by default all on.
-
-    ``prepare(model).losses(batch)`` takes `TaskRows`; for an instance of the original authors' class, or of
-    transformers', see `flashu.training.patch`.
-    """
-    try:
-        chosen = replace(Savings(), **savings)
-    except TypeError as error:
-        raise FlashUError(f"prepare takes the settings {', '.join(Savings.__dataclass_fields__)}: {error}") from error
-    return Prepared(model, chosen, plans, routers)

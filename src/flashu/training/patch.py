@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,8 +12,8 @@ from torch import nn
 from flashu.errors import FlashUError
 from flashu.models.batches import Tuning
 from flashu.models.registry import families
-from flashu.training.exact import Savings
-from flashu.training.mod.config import UniMoDConfig, preset
+from flashu.training.exact import Prepared, Savings
+from flashu.training.mod.config import UniModConfig, preset
 from flashu.training.mod.method import RoutedTraining
 from flashu.training.mod.routers import Routers
 
@@ -34,7 +34,7 @@ class Patched:
         return self.training.routers
 
     @property
-    def config(self) -> UniMoDConfig:
+    def config(self) -> UniModConfig:
         return self.training.config
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ class Patched:
 
 def apply_unimod(
     model: nn.Module,
-    config: UniMoDConfig | str | Mapping[str, Any] = "dense",
+    config: UniModConfig | str | Mapping[str, Any] = "dense",
     *,
     routers: Routers | None = None,
     seed: int = 0,
@@ -74,15 +74,11 @@ def apply_unimod(
     tuning = _tuning(model)
     if isinstance(config, str):
         config = preset(config, tuning.model.spec.layers)
-    elif not isinstance(config, UniMoDConfig):
-        config = UniMoDConfig.from_dict(config)
+    elif not isinstance(config, UniModConfig):
+        config = UniModConfig.from_dict(config)
     if dropout not in ("refuse", "off"):
         raise FlashUError(f'dropout is "refuse" or "off", not {dropout!r}')
-    try:
-        chosen = replace(Savings(), **savings)
-    except TypeError as error:
-        raise FlashUError(f"unknown settings: {error}; known are {', '.join(Savings.__dataclass_fields__)}") from error
-    training = RoutedTraining(tuning.model, config, routers, seed=seed, **chosen.__dict__)
+    training = RoutedTraining(tuning.model, config, routers, seed=seed, **savings)
     behind = Patched(tuning, training, logits, dropout)
     if patched(model) is not None:
         remove_unimod(model)
@@ -90,6 +86,19 @@ def apply_unimod(
         raise FlashUError(f"the forward of this {type(model).__name__} was replaced already: undo that first")
     model.__dict__["forward"] = behind.forward  # of this one instance
     return behind
+
+
+def prepare(model: Any, **settings: Any) -> Prepared | Patched:
+    """A model prepared for training without waste; equal losses, equal gradients. ``settings``: of `Savings`, all on by
+    default.
+
+    A model of ours: the result takes batches of `TaskRows` and gives `Losses`. An instance of the original authors'
+    class or of transformers': its forward takes and gives what it always did (``settings`` also as of `apply_unimod`)
+    until `remove_unimod`.
+    """
+    if hasattr(model, "spec") and hasattr(model, "layers"):
+        return Prepared(model, Savings.of(**settings))
+    return apply_unimod(model, "dense", **settings)
 
 
 def remove_unimod(model: nn.Module) -> None:

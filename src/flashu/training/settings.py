@@ -22,7 +22,7 @@ class TrainSettings:
 
     ``lr`` rises over ``warmup`` updates, then follows ``schedule`` down to ``lr`` x ``last``. ``precision``: "no" = the
     model's, or "bf16" autocast. ``ema``: decay of an average of the weights, 0 = none. ``unimod``: settings of
-    `UniMoDConfig`, {preset: name} with changes to it; ``savings``: of `Savings`. ``checkpoint``, ``log``: updates
+    `UniModConfig`, {preset: name} with changes to it; ``savings``: of `Savings`. ``checkpoint``, ``log``: updates
     between two. ``router_lr``: factor of ``lr`` for routers.
     """
 
@@ -81,10 +81,7 @@ class TrainSettings:
         return self.last + (1 - self.last) * fall
 
     def exact(self) -> Savings:
-        unknown = set(self.savings) - Savings.__dataclass_fields__.keys()
-        if unknown:
-            raise FlashUError(f"unknown savings {sorted(unknown)}; known are {', '.join(Savings.__dataclass_fields__)}")
-        return Savings(**self.savings)
+        return Savings.of(**self.savings)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from flashu.errors import FlashUError
 from flashu.models.batches import TaskRows
-from flashu.training.mod.config import UniMoDConfig
+from flashu.training.mod.config import UniModConfig
 from flashu.training.mod.method import RoutedTraining
 from flashu.training.mod.routers import Routers
 from flashu.training.settings import TrainSettings
@@ -67,7 +67,7 @@ class Trainer:
         data = dict(settings.unimod)
         if "preset" in data:
             data.setdefault("layers", model.spec.layers)
-        self.config = UniMoDConfig.from_dict(data)
+        self.config = UniModConfig.from_dict(data)
         self.accelerator = Accelerator(
             mixed_precision=settings.precision, cpu=model.device.type == "cpu",
             gradient_accumulation_steps=settings.accumulate,
@@ -251,7 +251,9 @@ def _step(line: str) -> float:
 
 
 def _on(rows: TaskRows, device: torch.device) -> TaskRows:
-    moved: dict[str, Any] = {name: value.to(device) for name, value in vars_of(rows).items() if isinstance(value, Tensor)}
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in vars_of(rows).items() if isinstance(value, Tensor)
+    }
     return replace(rows, **moved)
 
 

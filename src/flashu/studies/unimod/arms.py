@@ -13,7 +13,7 @@ from flashu.plan import ModelSpec
 from flashu.studies.unimod.work import Row, mean
 from flashu.training.exact import Savings
 from flashu.training.mod.arank import ARank, by_arank
-from flashu.training.mod.config import UniMoDConfig, matched, preset, randomly
+from flashu.training.mod.config import UniModConfig, matched, preset, randomly
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Arm:
 
     name: str
     about: str
-    config: UniMoDConfig = field(default_factory=UniMoDConfig)
+    config: UniModConfig = field(default_factory=UniModConfig)
     savings: Savings = field(default_factory=Savings)
 
 
@@ -41,11 +41,11 @@ def arms(spec: ModelSpec, rows: Mapping[str, Row], found: Mapping[str, ARank]) -
         raise FlashUError(f"there is no published schedule for {spec.family}")
     hand = preset(next(iter(own)), spec.layers)
     hand = replace(hand, keep={task: shares for task, shares in hand.keep.items() if task in rows}, padding=False)
-    work: Callable[[UniMoDConfig], float] = lambda config: mean(spec, rows, config, exact=True)  # noqa: E731
+    work: Callable[[UniModConfig], float] = lambda config: mean(spec, rows, config, exact=True)  # noqa: E731
     target = work(hand)
     single = replace(preset("single-router-paper", spec.layers), padding=False)
 
-    def own_tasks(config: UniMoDConfig) -> UniMoDConfig:
+    def own_tasks(config: UniModConfig) -> UniModConfig:
         return replace(
             config,
             padding=False,
@@ -77,13 +77,13 @@ def arms(spec: ModelSpec, rows: Mapping[str, Row], found: Mapping[str, ARank]) -
     return {arm.name: arm for arm in listed}
 
 
-def _fewer(spec: ModelSpec, rows: Mapping[str, Row], target: float) -> UniMoDConfig:
+def _fewer(spec: ModelSpec, rows: Mapping[str, Row], target: float) -> UniModConfig:
     """Layers left out, every second from the last half's first on, until no more than the target is left."""
     half = list(range(spec.layers - spec.layers // 2, spec.layers))
     order = [*half[::2], *half[1::2]]
     for count in range(len(order) + 1):
         gone = tuple(sorted(order[:count]))
-        config = UniMoDConfig(skip=dict.fromkeys(rows, gone))
+        config = UniModConfig(skip=dict.fromkeys(rows, gone))
         if mean(spec, rows, config, exact=True) <= target:
             return config
     return config

@@ -9,7 +9,7 @@ from typing import Any
 
 from flashu.models.registry import CHECKPOINTS, families
 from flashu.plan import ModelSpec
-from flashu.training.mod.config import UniMoDConfig, preset
+from flashu.training.mod.config import UniModConfig, preset
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def row(
     return total + head * spec.logits.flops(one.labels if exact else one.length)
 
 
-def mean(spec: ModelSpec, rows: Mapping[str, Row], config: UniMoDConfig | None = None, **how: Any) -> float:
+def mean(spec: ModelSpec, rows: Mapping[str, Row], config: UniModConfig | None = None, **how: Any) -> float:
     """Mean of the tasks' rows, forward."""
     found = [
         row(
@@ -82,7 +82,7 @@ def table() -> list[dict[str, Any]]:
             for kind, sizes in family.training_rows.items():
                 rows = {task: Row(*numbers) for task, numbers in sizes.items()}
                 own = {task: shares for task, shares in config.keep.items() if task in rows}
-                schedule = UniMoDConfig(own)
+                schedule = UniModConfig(own)
                 dense = mean(spec, rows)
                 bare = mean(spec, rows, head=False)
                 found.append(

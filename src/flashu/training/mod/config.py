@@ -23,7 +23,7 @@ TASK_OF: dict[Task, str] = {"generation": "t2i", "understanding": "mmu"}
 
 
 @dataclass(frozen=True)
-class UniMoDConfig:
+class UniModConfig:
     """``keep``: of each task, the share of a row's tokens that run each routed layer; tasks that are not in it are
     computed whole. ``routers``: one for each "task" and layer, one for each "layer", "one" for all, or "none" = random
     tokens. ``gate``, ``scale``: what the router's weight multiplies, and how large it is (`Route`). ``force``: by task,
@@ -137,7 +137,7 @@ class UniMoDConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> UniMoDConfig:
+    def from_dict(cls, data: Mapping[str, Any]) -> UniModConfig:
         """Inverse of `to_dict`; ``preset`` with ``layers`` stands for a preset that the other keys change."""
         data = dict(data)
         if (name := data.pop("preset", None)) is not None:
@@ -151,22 +151,22 @@ class UniMoDConfig:
         return cls(**data)
 
     @classmethod
-    def load(cls, path: str | Path) -> UniMoDConfig:
+    def load(cls, path: str | Path) -> UniModConfig:
         return cls.from_dict(json.loads(Path(path).read_text()))
 
 
-def _unknown(cls: type, data: Mapping[str, Any]) -> UniMoDConfig:
+def _unknown(cls: type, data: Mapping[str, Any]) -> UniModConfig:
     known = [f.name for f in fields(cls)]
     raise FlashUError(
         f"unknown settings {sorted(set(data) - set(known))}; known are preset, layers, {', '.join(known)}"
     )
 
 
-def matched(config: UniMoDConfig, cost: Callable[[UniMoDConfig], float], target: float) -> UniMoDConfig:
+def matched(config: UniModConfig, cost: Callable[[UniModConfig], float], target: float) -> UniModConfig:
     """``config`` with every share of each task shrunk or grown alike, so that ``cost`` of it comes nearest to
     ``target``."""
 
-    def moved(amount: float) -> UniMoDConfig:
+    def moved(amount: float) -> UniModConfig:
         shares = {
             task: {i: min(1.0, max(0.01, v + amount)) for i, v in own.items()} for task, own in config.keep.items()
         }
@@ -180,21 +180,21 @@ def matched(config: UniMoDConfig, cost: Callable[[UniMoDConfig], float], target:
 
 
 # -- presets -----------------------------------------------------------------------------------------------------
-def _both(schedule: Mapping[int, float], **settings: Any) -> UniMoDConfig:
-    return UniMoDConfig({"t2i": schedule, "mmu": schedule}, **settings)
+def _both(schedule: Mapping[int, float], **settings: Any) -> UniModConfig:
+    return UniModConfig({"t2i": schedule, "mmu": schedule}, **settings)
 
 
-def _without(layers: Sequence[int]) -> UniMoDConfig:
-    return UniMoDConfig(skip={"t2i": tuple(layers), "mmu": tuple(layers)})
+def _without(layers: Sequence[int]) -> UniModConfig:
+    return UniModConfig(skip={"t2i": tuple(layers), "mmu": tuple(layers)})
 
 
-def _gamma(layers: int) -> UniMoDConfig:
+def _gamma(layers: int) -> UniModConfig:
     routed = [i for i in range(layers) if i not in (0, 1, 2, layers - 1)]
     return _both(level(routed, 0.5), routers="one", force={"mmu": "answers"})
 
 
-PRESETS: dict[str, Callable[[int], UniMoDConfig]] = {
-    "dense": lambda layers: UniMoDConfig(),
+PRESETS: dict[str, Callable[[int], UniModConfig]] = {
+    "dense": lambda layers: UniModConfig(),
     "single-router-paper": lambda layers: _both(ramp(last_half(layers)), routers="layer"),
     "gamma-mod": _gamma,
     "p-mod": lambda layers: _both(cosine(range(layers), 0.5), scale="tanh", gate="block", force={"mmu": "text"}),
@@ -206,16 +206,16 @@ a layer for both tasks, which keep 1 down to 0.2 in the last half; "fewer-layers
 out; "early-exit": the last half is."""
 
 
-def preset(name: str, layers: int) -> UniMoDConfig:
+def preset(name: str, layers: int) -> UniModConfig:
     """A preset for a model of ``layers`` layers; `FlashUError` for an unknown name."""
     if name in PRESETS:
         return PRESETS[name](layers)
     published = {key: make for family in families() for key, make in family.routings.items()}
     if name not in published:
         raise FlashUError(f"there is no preset {name!r}: known are {', '.join([*PRESETS, *published])}")
-    return UniMoDConfig(published[name](layers))
+    return UniModConfig(published[name](layers))
 
 
-def randomly(config: UniMoDConfig) -> UniMoDConfig:
+def randomly(config: UniModConfig) -> UniModConfig:
     """The same shares of random tokens."""
     return replace(config, routers="none", gate="none")

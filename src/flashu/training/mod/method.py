@@ -13,7 +13,7 @@ from flashu.errors import FlashUError
 from flashu.models.batches import TaskRows
 from flashu.models.training import IGNORED
 from flashu.training.exact import Losses, Prepared, Savings
-from flashu.training.mod.config import UniMoDConfig
+from flashu.training.mod.config import UniModConfig
 from flashu.training.mod.routers import Routers
 
 
@@ -22,14 +22,14 @@ class RoutedTraining:
     ``routers.parameters()`` on `total`."""
 
     def __init__(
-        self, model: Any, config: UniMoDConfig, routers: Routers | None = None, *, seed: int = 0, **savings: Any
+        self, model: Any, config: UniModConfig, routers: Routers | None = None, *, seed: int = 0, **savings: Any
     ) -> None:
         self.model, self.config = model, config
         self.routers = (routers or Routers(config, model.spec, seed)).to(model.device)
         tasks = {*config.keep, *config.skip}
         self.prepared = Prepared(
             model,
-            replace(Savings(), **savings),
+            Savings.of(**savings),
             {task: config.plan(task) for task in tasks},
             self.routers.weights(),
             self._forced,

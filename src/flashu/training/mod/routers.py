@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flashu.errors import CheckpointError
 from flashu.models.weights import read_json
 from flashu.plan import ModelSpec
-from flashu.training.mod.config import UniMoDConfig
+from flashu.training.mod.config import UniModConfig
 
 WEIGHTS, SETTINGS = "routers.safetensors", "routers.json"
 
@@ -22,7 +22,7 @@ class Routers(nn.Module):
     """Weights [2, D] of each router of a config, by name. A new router is normal with deviation D^-0.5, and a hundredth
     of that where its weight is to start at 1."""
 
-    def __init__(self, config: UniMoDConfig, spec: ModelSpec, seed: int = 0) -> None:
+    def __init__(self, config: UniModConfig, spec: ModelSpec, seed: int = 0) -> None:
         super().__init__()
         config.check(spec)
         self.config, self.spec = config, spec
@@ -55,7 +55,7 @@ class Routers(nn.Module):
             raise CheckpointError(
                 f"the routers in {folder} are of another model ({about.get('model')}), not of this one ({_about(spec)})"
             )
-        routers = cls(UniMoDConfig.from_dict(about["config"]), spec)
+        routers = cls(UniModConfig.from_dict(about["config"]), spec)
         weights = load_file(folder / WEIGHTS)
         shapes = {name: list(w.shape) for name, w in weights.items()}
         expected = {name: list(w.shape) for name, w in routers.weight.items()}
