@@ -172,7 +172,7 @@ def test_unusable_files(tmp_path):
         ("none.png", "no such file"),
         ("text.png", "not an image"),
         ("cut.png", "damaged"),
-        ("", "read"),
+        ("", "regular file"),
     ]:
         with pytest.raises(ImageError, match=says):
             pixels(tmp_path / name, 16, 16)
