@@ -257,7 +257,8 @@ def summed(schedule: str, rate: float, results: Sequence[Timed], began: float) -
     if not done:
         raise FlashUError(f"the server answered nothing at {rate:g} requests a second: {results[0].error}")
     seconds = max(timed.arrived + (timed.done or 0) for timed in done) - began
-    latency, first = {}, {}
+    latency: dict[str, dict[str, float]] = {}
+    first: dict[str, dict[str, float]] = {}
     for kind in KINDS:
         own = [timed for timed in done if timed.kind == kind]
         if own:

@@ -245,9 +245,11 @@ class NetworkDrafter:
         rows = [self._moved(context) or self._new(context) for context in contexts]
         self._prefill([row for row in rows if row.kv is None])
         kvs = [row.kv for row in rows if row.kv is not None]
-        cache = KVBlock(self.network, kvs, [kv.layouts[0].shape[1] for kv in kvs], space)
+        network: Any = self.network  # a decoder of its own: all that a block asks of a model
+        cache = KVBlock(network, kvs, [kv.layouts[0].shape[1] for kv in kvs], space)
         ids, features = (
-            pad_sequence(part, batch_first=True) for part in zip(*((r.ids, r.features) for r in rows), strict=True)
+            pad_sequence(list(part), batch_first=True)
+            for part in zip(*((r.ids, r.features) for r in rows), strict=True)
         )
         return _State(cache, ids, features, [len(row.ids) for row in rows])
 

@@ -72,7 +72,8 @@ class TaskRows:
         at = (~self.valid).long().argsort(dim=1, stable=True)  # real tokens first, in order
         while order:
             width = lengths[order[0]]
-            together, real = [], 0
+            together: list[int] = []
+            real = 0
             for r in order:
                 if real + lengths[r] < (1 - waste) * width * (len(together) + 1):
                     break

@@ -61,7 +61,8 @@ class DraftConfig:
         if unknown := sorted(data.keys() - known):
             raise CheckpointError(f"a draft of kind {cls.kind!r} has no settings {', '.join(unknown)}")
         try:
-            return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})
+            settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+            return cls(**settings)
         except TypeError as error:
             raise CheckpointError(f"the draft's settings are incomplete: {error}") from error
 
@@ -213,7 +214,7 @@ class Eagle3(DraftNetwork):
         expert = model.spec.text_expert or model.spec.experts[0]
         inputs, output = model.ffns()[model.spec.layers - 1, expert].weights()
         if len(inputs) == 2 and output.bias is None:
-            mine = self.layers[0].mlp
+            mine: Any = self.layers[0].mlp
             for part, given in zip((mine.gate_proj, mine.up_proj, mine.down_proj), (*inputs, output), strict=True):
                 part.weight.copy_(given.weight)
         return self

@@ -63,7 +63,7 @@ def save_network(
         write_config(folder, PREFIX + config.kind, model, drafted, verifier, settings=config.to_dict())
     tensors = {name: value for name, value in network.state_dict().items() if name != "target_ids"}
     if isinstance(config, Eagle3Config):
-        tensors["embed_tokens.weight"] = model.get_input_embeddings().weight  # type: ignore[assignment]
+        tensors["embed_tokens.weight"] = model.get_input_embeddings().weight
     tensors |= _mapping(network)
     save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, folder / FILE)
 

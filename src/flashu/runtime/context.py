@@ -195,7 +195,8 @@ class Context:
         dropped. The keys and values are copied out of the block, once."""
         if self.slot is None:
             return
-        kv, kept = self.slot.block.row(self.slot.row), {}
+        kv = self.slot.block.row(self.slot.row)
+        kept: dict[int, TokenLayout] = {}
         for layout in kv.layouts:
             kept.setdefault(id(layout), layout.part(0, layout.shape[1] - extra))
         own = [kept[id(layout)] for layout in kv.layouts]

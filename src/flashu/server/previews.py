@@ -43,7 +43,8 @@ class Previews:
 
     def _heading(self, sample: Sample, event: Event) -> Tensor:
         """Where the latents are heading; the state itself where there is no telling."""
-        state, latest, time = event.data, sample.state, event.trace and event.trace.step.time
+        state, latest = event.data, sample.state
+        time = None if event.trace is None else event.trace.step.time
         sample.state = state
         if time is None or latest is None:
             return state

@@ -171,10 +171,10 @@ class Scheduler:
         """Requests that go together to their end: one, or all that wait of the first one's kind."""
         if self._running:
             return
-        heads = [job for task in TASKS if (job := self._first(task)) is not None]
+        heads = [first for task in TASKS if (first := self._first(task)) is not None]
         if not heads:
             return
-        job: Job | None = min(heads, key=lambda job: job.accepted)
+        job: Job | None = min(heads, key=lambda first: first.accepted)
         assert job is not None
         task, preset, free = job.task, job.preset, self._limit[job.task]
         while job is not None and job.preset == preset and free > 0:
@@ -260,7 +260,8 @@ class Scheduler:
         asked = oldest.run.prepare()
         assert asked is not None
         signature = asked.signature
-        group, rows = [], 0
+        group: list[Sample] = []
+        rows = 0
         for sample in sorted(samples, key=lambda sample: sample.served):
             request = sample.run.prepare()
             if request is None or sample.preset != oldest.preset or request.signature != signature:
@@ -274,21 +275,21 @@ class Scheduler:
     def _forward(self, group: Sequence[Sample], task: Task) -> None:
         began = time.perf_counter()
         self._forwards += 1
-        requests = [sample.run.prepare() for sample in group]
-        kind = requests[0].step.kind  # type: ignore[union-attr]
+        requests = [request for sample in group if (request := sample.run.prepare()) is not None]
+        kind = requests[0].step.kind
         for sample in group:
             sample.served = self._forwards
             sample.began = sample.began or began
         try:
             with self.metrics.timed(kind):
-                outputs = self.executors[group[0].preset].forward(requests)  # type: ignore[arg-type]
+                outputs = self.executors[group[0].preset].forward(requests)
                 told = [sample.run.accept(output) for sample, output in zip(group, outputs, strict=True)]
         except Exception:
             log.exception("a forward failed")
             self._give_up([sample.job for sample in group], ApiError(500, "the server failed on this request"))
             return
         self.metrics.batch.labels(kind).observe(len(group))
-        self.metrics.rows.labels(kind).observe(sum(len(request.rows) for request in requests))  # type: ignore[union-attr]
+        self.metrics.rows.labels(kind).observe(sum(len(request.rows) for request in requests))
         drawn: list[tuple[Sample, Tensor]] = []
         for sample, events in zip(group, told, strict=True):
             self._note(sample)

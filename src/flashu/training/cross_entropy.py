@@ -32,9 +32,7 @@ def cross_entropy(
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, logits_of: Any, targets: Tensor, chunk: int, hidden: Tensor, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, logits_of: Any, targets: Tensor, chunk: int, hidden: Tensor, *parameters: Tensor) -> Tensor:
         learnt = [p for p in parameters if p.requires_grad]
         total = hidden.new_zeros((), dtype=torch.float32)
         rows: list[Tensor] = []
@@ -55,7 +53,7 @@ class _Chunked(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, *of_weights = ctx.saved_tensors
         scale = [g * gradient if there else None for g, there in zip(of_weights, ctx.learnt, strict=True)]
         return None, None, None, of_hidden * gradient, *scale

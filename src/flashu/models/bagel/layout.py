@@ -148,7 +148,8 @@ class BagelLayout:
     # -- seeing ------------------------------------------------------------------------------------------------
     def answer(self, requests: Sequence[AnswerRequest]) -> list[list[Action]]:
         distinct = {id(image): image for request in requests for image in request.images}
-        viewed = {key: Viewed(None, self._pixels(image)[1]) for key, image in distinct.items()}
+        # A video is refused there.
+        viewed = {key: Viewed(None, self._pixels(image)[1]) for key, image in distinct.items()}  # type: ignore[arg-type]
         return [self._answering(request, [viewed[id(image)] for image in request.images]) for request in requests]
 
     def _answering(self, request: AnswerRequest, pictures: Sequence[Viewed]) -> list[Action]:

@@ -195,7 +195,7 @@ def _autoencoder(manifest: Manifest, wanted: Source | None, device: Device) -> A
         vae: Autoencoder = open_small(manifest.folder, device)
     else:
         vae = FluxAutoencoder.load(manifest.folder if wanted == "auto" else wanted)
-        vae.to(device or "cpu")  # type: ignore[attr-defined]
+        vae.to(device or "cpu")
     config = manifest.config
     if vae.latent_channels != config.z_channels or vae.factor != config.downsample:
         raise CheckpointError(

@@ -88,8 +88,9 @@ def passed(
         mask = None
         if causal:
             mask = torch.ones(len(q), len(k), dtype=torch.bool, device=x.device).tril(len(k) - len(q))
-        heads = (q, k.repeat_interleave(every, 1), v.repeat_interleave(every, 1))
-        y = F.scaled_dot_product_attention(*(one.transpose(0, 1)[None] for one in heads), attn_mask=mask)
+        wide = (q, k.repeat_interleave(every, 1), v.repeat_interleave(every, 1))
+        heads_q, heads_k, heads_v = (one.transpose(0, 1)[None] for one in wide)
+        y = F.scaled_dot_product_attention(heads_q, heads_k, heads_v, attn_mask=mask)
         x = x + each(attention, "o_proj", y[0].transpose(0, 1).flatten(1))
         x = x + each(layer, "mlp", each(layer, "post_attention_layernorm", x))
     if keep:

@@ -18,7 +18,7 @@ from flashu.models.pictures import Picture
 from flashu.models.weights import checkpoint_hash
 from flashu.scenes import questions
 from flashu.scenes.sampler import FAMILIES, held_scene, training_scene
-from flashu.scenes.world import World, render
+from flashu.scenes.world import Scene, World, render
 
 DESCRIPTIONS = 0.3
 """Share of descriptions among the questions about scenes."""
@@ -38,7 +38,8 @@ class Asked:
 def about_scenes(world: World, count: int, seed: int, *, held_out: bool = False) -> list[Asked]:
     """Questions of all kinds and descriptions, about training scenes of a procedural world, or about test scenes."""
     rng = np.random.default_rng((seed, 700))
-    scenes, texts = [], []
+    scenes: list[Scene] = []
+    texts: list[str] = []
     while len(scenes) < count:
         family = FAMILIES[int(rng.integers(len(FAMILIES)))]
         scene = held_scene(rng, world) if held_out else training_scene(family, rng, world)
@@ -92,7 +93,7 @@ def own_answers(
 ) -> list[list[int]]:
     """The tokens of the engine's greedy answers, kept in ``file`` as they are given; those that are there are not given
     again. ``limit``: most tokens of one. `FlashUError` where the file is of other questions or of another model."""
-    about = {"model": checkpoint_hash(engine.model), "limit": limit, "asked": _digest(asked)}
+    about: dict[str, object] = {"model": checkpoint_hash(engine.model), "limit": limit, "asked": _digest(asked)}
     known = _read(file, about)
     with file.open("a", encoding="utf-8") as lines:
         if not known:
