@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -41,21 +41,27 @@ def patched(original: Any) -> Iterator[Any]:
     flashu.remove_flashu_patch(original)
 
 
-def allowed_of(height: int, width: int) -> Callable[[int, Tensor], Any]:
+def allowed_in(words: Mapping[str, int], codes: int, height: int, width: int) -> Callable[[int, Tensor], Any]:
     """As the example of transformers' documentation writes it."""
-    every = list(range(IDS.first, IDS.first + config().codes))
+    first = words["<|visual token 000000|>"]
+    every = list(range(first, first + codes))
+    ends = [(words[name],) for name in ("<|extra_201|>", "<|image end|>", "<|extra_204|>")]
 
     def allowed(batch: int, ids: Tensor) -> Any:
-        position = torch.nonzero(ids == IDS.img, as_tuple=True)[0][0]
-        offset = ids.shape[0] - position
-        if offset % (width + 1) == 0:
-            return (IDS.eol,)
+        position = torch.nonzero(ids == words["<|image token|>"], as_tuple=True)[0][0]
+        offset = int(ids.shape[0] - position)
         past = offset - height * (width + 1)
+        if offset % (width + 1) == 0:
+            return (words["<|extra_200|>"],)
         if past > 3:
-            return (IDS.pad,)
-        return ((IDS.eof,), (IDS.eoi,), (IDS.eos,))[past - 1] if past > 0 else every
+            return (words["<|endoftext|>"],)
+        return ends[past - 1] if past > 0 else every
 
     return allowed
+
+
+def allowed_of(height: int, width: int) -> Callable[[int, Tensor], Any]:
+    return allowed_in(checkpoints.transformers_config()["vocabulary_map"], config().codes, height, width)
 
 
 def drawing(**settings: Any) -> dict[str, Any]:
