@@ -216,3 +216,14 @@ def test_padded_rows_are_refused(engine: Engine) -> None:
         engine.layout.draw([DrawRequest("w1")], Recipe(padded=True, reference=True))
     with pytest.raises(RecipeError, match="padding"):
         engine.layout.padded_text("w1")
+
+
+def test_the_interface_of_transformers(engine: Engine) -> None:
+    picture = engine.generate("w1").images[0]
+    chat, words = flashu.ChatModel(engine), flashu.ChatProcessor(engine.processor)
+    inputs = words(images=picture, text="w3 w4")
+    answer = engine.answer(picture, "w3 w4", max_new_tokens=4)
+    given = chat.generate(**inputs, max_new_tokens=4)  # type: ignore[arg-type]
+    assert given[0, inputs["input_ids"].shape[1] :].tolist() == answer.tokens
+    with pytest.raises(FlashUError, match="sizes of their own"):
+        words(images=[[picture, picture.resize((32, 32))]], text=["w3"])
