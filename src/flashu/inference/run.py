@@ -329,14 +329,14 @@ class Run:
             if reused:
                 # The prediction follows from the features and the time alone: nothing upstream is computed.
                 features = history.at(index, plan.order, plan.branches)
-                output = yield StepRequest(step, plan, tuple(rows), "prediction", features=features)
+                output = yield StepRequest(step, plan, tuple(rows), sampler.want, sampler.codes, features=features)
             else:
                 output = yield self._request_of(step, plan, rows, sampler, index)
             assert output is not None
             assert output.values is not None
             self._note(step, plan, len(rows) if output.tokens else 0, output)
             if not reused:
-                if output.features is not None and sampler.want == "prediction":
+                if output.features is not None and sampler.kind == "block":
                     features = output.features[list(place.values())]
                     history.keep(index, plan.branches, features, plan.differences)
                 anchor = sampler.state

@@ -86,7 +86,7 @@ class ModelSpec:
     def keeps_features(self) -> bool:
         """Whether a forward's features can stand for the next one's: the head's, or where it has no blocks, the last
         layer's output."""
-        return self.drawing == "flow"
+        return self.drawing in ("flow", "masked")
 
     @property
     def attention(self) -> Work:

@@ -58,7 +58,7 @@ class Blocks:
         if first.features is not None:
             kept = torch.cat([request.features for request in group])  # type: ignore[misc]
             if first.plan.probe == "off":
-                return shared_out(group, self._prediction(kept, contents), kept)
+                return shared_out(group, self._values(first, kept, contents), kept)
             first = replace(first, want="nothing")  # the probe is all that is new
         self._fill(rows, plans, head=first.want == "prediction")
         x = self._embedded([content for (content,) in contents])
@@ -69,11 +69,8 @@ class Blocks:
             done.append(self._computed(first, rows[part], plans[part], x[part], given))
         features = torch.cat([features for features, _ in done]) if len(done) > 1 else done[0][0]
         probes = [similarity for _, similarity in done if similarity is not None]
-        features, values = features if kept is None else kept, None
-        if first.want == "logits":
-            values = self.model.logits(features, first.codes)
-        elif first.want == "prediction" or kept is not None:
-            values = self._prediction(features, contents)
+        features = features if kept is None else kept
+        values = self._values(group[0], features, contents)
         tokens = _segment(rows[0]).length
         pasts = [request.rows[0].context.length for request in group]
         similarity = torch.cat(probes) if probes else None
@@ -148,7 +145,12 @@ class Blocks:
             return ()
         return self.model.head.condition(contents, width)
 
-    def _prediction(self, features: Tensor, contents: Sequence[Sequence[Any]]) -> Tensor:
+    def _values(self, request: StepRequest, features: Tensor, contents: Sequence[Sequence[Any]]) -> Tensor | None:
+        """What the runs read, of features [R, N, d]."""
+        if request.want == "nothing":
+            return None
+        if request.want == "logits":
+            return self.model.logits(features, request.codes)
         assert self.model.head is not None
         return self.model.head.prediction(features, contents)
 

@@ -14,6 +14,7 @@ import flashu
 from flashu import Engine, FlashUError, ImageError, PromptError, Recipe, RecipeError
 from flashu.models.showo.public import ShowO
 from flashu.models.showo.reference import Reference
+from flashu.plan.methods import TaylorCache
 from flashu.plan.presets import PRESETS, fitting
 from tests.models.showo.golden.recorded import IDS, SIZES, processor, tiny_model
 from tests.recipes import BASELINES, GENERATION, UNDERSTANDING, subsets
@@ -223,6 +224,19 @@ def test_every_recipe_runs_or_is_refused(engine: Engine, model: ShowO, task: str
     image = torch.linspace(-1, 1, 3 * 8 * 8).view(3, 8, 8)
     together = own.answer([image] * 2, PROMPTS[:2])
     assert together[1].tokens == own.answer(image, PROMPTS[1]).tokens
+
+
+def test_logits_are_kept_between_forwards(engine: Engine, model: ShowO) -> None:
+    """c: of codes that are still masked, from the kept output of the last layer; no layer runs."""
+    cached = engine.with_recipe(Recipe((TaylorCache("generation", 2, 0, 0.0),), "kept"))
+    with calls(model.layers[0], lambda x: x.shape[1]) as tokens:
+        drawn = cached.generate("w1 w2", seed=2, steps=6)
+    assert tokens == [5, *[COUNT + 2] * 3]
+    assert [t.tokens for t in drawn.trace] == [COUNT + 2, 0] * 3
+    exact = engine.generate("w1 w2", seed=2, steps=6)
+    assert not torch.equal(drawn.latents, exact.latents)
+    table = cached.explain(steps=6)
+    assert [f.tokens for f in table.forwards] == [COUNT + 2, 0] * 3
 
 
 @pytest.mark.parametrize("preset", PRESETS)

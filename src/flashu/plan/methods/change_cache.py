@@ -40,5 +40,5 @@ class ChangeCache(Method):
         return plan
 
     def check(self, spec: ModelSpec) -> None:
-        if not spec.keeps_features:
-            raise RecipeError(f"this model ({spec.family}) has no flow head to cache")
+        if spec.drawing != "flow":
+            raise RecipeError(f"this model ({spec.family}) has no latents whose change could be measured")

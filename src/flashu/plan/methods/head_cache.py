@@ -43,5 +43,5 @@ class HeadCache(Method):
         return plan
 
     def check(self, spec: ModelSpec) -> None:
-        if not spec.keeps_features:
+        if spec.drawing != "flow":
             raise RecipeError(f"this model ({spec.family}) has no flow head to cache")

@@ -40,4 +40,4 @@ class TaylorCache(Method):
 
     def check(self, spec: ModelSpec) -> None:
         if not spec.keeps_features:
-            raise RecipeError(f"this model ({spec.family}) has no flow head to cache")
+            raise RecipeError(f"this model ({spec.family}) draws without features that could be kept")
