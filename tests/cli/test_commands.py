@@ -280,7 +280,7 @@ def test_plan_is_printed() -> None:
 
 def test_models() -> None:
     report = json.loads(runner.invoke(app, ["models", "--json"]).stdout)
-    assert [entry["name"] for entry in report["models"]][:3] == ["scenes", "scenes-hard", "showlab/show-o2-1.5B"]
+    assert [entry["name"] for entry in report["models"]][:2] == ["scenes", "scenes-hard"]
     assert [entry["here"] for entry in report["models"]][:2] == [True, True]
     shown = runner.invoke(app, ["models"], env={"COLUMNS": "200"})
     assert "in the package" in shown.stdout

@@ -30,10 +30,11 @@ FAMILIES = {
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 CHECKPOINTS = (
     *(
-        Checkpoint(name, ASSETS / name, summary, torch.float32, "showo2", demo=name == "scenes")
-        for name, summary in (
-            ("scenes", "a small Show-o2 for coloured shapes, 64 px; runs anywhere"),
-            ("scenes-hard", "the same for a larger world, 128 px"),
+        Checkpoint(name, ASSETS / name, summary, torch.float32, family, demo=name == "scenes")
+        for name, family, summary in (
+            ("scenes", "showo2", "a small Show-o2 for coloured shapes, 64 px; runs anywhere"),
+            ("scenes-hard", "showo2", "the same for a larger world, 128 px"),
+            ("scenes-emu3", "emu3", "a small Emu3 for the world of scenes"),
         )
     ),
     *(

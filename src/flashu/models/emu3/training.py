@@ -197,7 +197,7 @@ def text_of(words: Tokenizer, ids: Ids, world: World) -> Text:
 
 def processor_of(codec: Codec, world: World, text: Text) -> Processor:
     """Tokenizer, codec and defaults of a world's model."""
-    defaults = GenerationDefaults(world.tokens, 2.0, 1.0, world.size, world.size, 4 * world.most + 4)
+    defaults = GenerationDefaults(world.tokens, 1.3, 1.0, world.size, world.size, 4 * world.most + 4)
     return Processor(text, codec, defaults, area=None, top_k=TOP_K)
 
 
