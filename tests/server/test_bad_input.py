@@ -336,7 +336,7 @@ def content() -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("kind", [Generate, Chat, Edit], ids=lambda kind: kind.__name__)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_values_of_any_fields(kind: type[BaseModel], data: st.DataObject, small: Served) -> None:
     """Of mostly valid requests, a few fields at a time."""

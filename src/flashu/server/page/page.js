@@ -114,6 +114,7 @@ function panel(n) {
     },
     rest() {
       bar.hidden = true;
+      if (image.hidden) empty.textContent = "";
     },
   };
 }
