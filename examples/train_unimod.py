@@ -17,7 +17,7 @@ words |= {f"<|visual token {code:06d}|>": first + code for code in range(CODES)}
 text = {
     "vocab_size": first + CODES, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "attention_dropout": 0.0, "pad_token_id": WORDS,
-    "bos_token_id": None, "eos_token_id": None,
+    "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
 image = {
     "base_channels": 32,
