@@ -76,7 +76,7 @@ class ChatProcessor:
             every = [seen for group in groups for seen in group]
             frames = [p for seen in every for p in self.processor.frames(seen)]
             if len({p.shape[-2:] for p in frames}) > 1:
-                raise ImageError("this model shows pictures in sizes of their own: give one of each size at a time here")
+                raise ImageError("this model shows pictures in their own sizes: give those of one size at a time here")
             inputs["pixel_values"] = torch.cat(frames)
             if any(isinstance(seen, Video) for seen in every):
                 inputs["frames"] = torch.tensor([len(seen) if isinstance(seen, Video) else 0 for seen in every])
