@@ -225,5 +225,5 @@ def test_the_interface_of_transformers(engine: Engine) -> None:
     answer = engine.answer(picture, "w3 w4", max_new_tokens=4)
     given = chat.generate(**inputs, max_new_tokens=4)  # type: ignore[arg-type]
     assert given[0, inputs["input_ids"].shape[1] :].tolist() == answer.tokens
-    with pytest.raises(FlashUError, match="sizes of their own"):
+    with pytest.raises(FlashUError, match="their own sizes"):
         words(images=[[picture, picture.resize((32, 32))]], text=["w3"])
