@@ -23,12 +23,17 @@ def test_composed_of_parts() -> None:
     assert found.speedup == pytest.approx(found.plain / found.speculative)
 
 
-def test_of_a_known_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(
-        "sys.argv", ["drafts", "--model", "scenes", "--rates", ".9,.8", "--repeats", "1", "--dtype", "float32"]
-    )
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["composed", "--rates", ".9,.8", "--repeats", "1", "--dtype", "float32"],
+        ["answers", "--items", "2", "--rounds", "1"],
+    ],
+)
+def test_the_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["drafts", *words, "--model", "scenes"])
     drafts.main()
     printed = json.loads(capsys.readouterr().out)
     assert printed["model"] == "scenes"
-    assert printed["tokens"] == pytest.approx(1 + 0.9 + 0.72)
-    assert len(printed["parts"]) == 6
+    assert printed["speedup"] > 0
+    assert printed["tokens"] > 1

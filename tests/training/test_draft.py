@@ -112,6 +112,17 @@ def unused(network: Any) -> set[str]:
     return {key for key, _ in network.named_parameters() if ".experts.image." in key}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_low_precision_trains_a_draft_of_high(kind: str) -> None:
+    engine = engine_of("showo2")
+    engine.model.to(torch.bfloat16)
+    network = new_network(engine, kind, **KINDS[kind])
+    trainer = DraftTrainer(engine, network, ASKED[:4], said(engine)[:4], SETTINGS)
+    assert math.isfinite(trainer.update()["loss"])
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert {p.dtype for p in engine.model.parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("zero_init", [True, False])
 def test_an_untrained_draft_imitates_the_models_last_layers(zero_init: bool) -> None:
     """With its additions at nought, its logits after token s are those of the model after token s."""

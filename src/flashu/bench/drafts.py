@@ -1,7 +1,9 @@
-"""`python -m flashu.bench.drafts`: what a draft saves at the size of a real model, put together from measured parts.
+"""`python -m flashu.bench.drafts`: what a draft saves.
 
-No weights are needed: one decoder layer, the head and an EAGLE-3 draft of the model's sizes, with random weights, are
-timed in turns; how many tokens are accepted is given, as `flashu train draft` counts it.
+`answers`: an embedded model's answers with and without, timed in turns. `composed`: at the size of a real model, put
+together from measured parts. No weights are needed for it: one decoder layer, the head and an EAGLE-3 draft of the
+model's sizes, with random weights, are timed in turns; how many tokens are accepted is given, as `flashu train draft`
+counts it.
 """
 
 from __future__ import annotations
@@ -9,18 +11,25 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any
 
 import torch
 from torch import nn
 
+from flashu.errors import FlashUError
 from flashu.evaluation.timing import clock_of, time_in_turns
+from flashu.inference.engine import Engine
+from flashu.inference.results import Answer
+from flashu.inference.speculate import speculation_of
 from flashu.models.draft import Eagle3, Eagle3Config
 from flashu.models.layers import Attention, AttentionContext, DecoderLayer, RotaryEmbedding, Slot
-from flashu.models.registry import family_of, resolve
+from flashu.models.registry import family_of, open_model, resolve
 from flashu.plan import ModelSpec
+from flashu.scenes.world import world_of
+from flashu.training.draft.answers import about_scenes
+from flashu.training.draft.measure import acceptance
 
 
 @dataclass(frozen=True)
@@ -111,28 +120,90 @@ def compose(
     return Composed(name, count, tokens, past, str(dtype), torch.get_num_threads(), parts, plain, forward / tokens)
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Seconds (medians over rounds) of all ``answers``, one at a time, and what the draft did in them."""
+
+    model: str
+    draft: str
+    about: str
+    answers: int
+    rounds: int
+    threads: int
+    without: float
+    drafted: float
+    tokens: float
+
+    @property
+    def speedup(self) -> float:
+        return self.without / self.drafted
+
+
+def time_answers(engine: Engine, draft: str, about: str, count: int, rounds: int, most: int = 5) -> Timed:
+    """``count`` held-out "questions" or "descriptions", answered one at a time with and without a draft in turns."""
+    defaults = engine.layout.defaults
+    world = world_of(defaults.height, defaults.width)
+    if world is None:
+        raise FlashUError("only embedded models of a procedural world are asked here")
+    items = about_scenes(world, 8 * count, 1, held_out=True)
+    chosen = [one for one in items if one.text.startswith("describe") == (about == "descriptions")][:count]
+    requests = [one.request(None) for one in chosen]
+    speculation = speculation_of(draft, engine.model)
+    assert speculation is not None
+    quick = engine.with_recipe("exact", draft=replace(speculation, most=most))
+
+    def respond(own: Engine) -> Callable[[int], list[Answer]]:
+        return lambda _: [answer for request in requests for answer in own.respond([request])]
+
+    clock = clock_of(engine.model.device)
+    spreads = time_in_turns({"without": respond(engine), "with": respond(quick)}, rounds, clock)
+    found = acceptance(respond(quick)(0))
+    medians = [spread.median for spread in spreads.values()]
+    return Timed(
+        engine.model.name, draft, about, len(requests), rounds, torch.get_num_threads(), *medians, found.tokens
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flashu.bench.drafts", description=__doc__)
-    parser.add_argument("--model", default="ByteDance-Seed/BAGEL-7B-MoT", help="a known name, a folder or a hub id")
-    parser.add_argument("--rates", required=True, help="accepted by position, e.g. .90,.88,.85")
-    parser.add_argument("--past", type=int, default=1024, help="tokens in the cache")
-    parser.add_argument("--tokens", type=int, default=32_000, help="tokens that can be drafted")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=15)
+    parts = parser.add_subparsers(dest="what", required=True)
+    answers = parts.add_parser("answers")
+    answers.add_argument("--model", default="scenes", help="an embedded model")
+    answers.add_argument("--draft", default="shipped", help="as of `flashu ask`")
+    answers.add_argument("--about", default="descriptions", choices=("descriptions", "questions"))
+    answers.add_argument("--items", type=int, default=40)
+    answers.add_argument("--rounds", type=int, default=5)
+    answers.add_argument("--most", type=int, default=5, help="tokens drafted at once")
+    composed = parts.add_parser("composed")
+    composed.add_argument("--model", default="ByteDance-Seed/BAGEL-7B-MoT", help="a known name, a folder or a hub id")
+    composed.add_argument("--rates", required=True, help="accepted by position, e.g. .90,.88,.85")
+    composed.add_argument("--past", type=int, default=1024, help="tokens in the cache")
+    composed.add_argument("--tokens", type=int, default=32_000, help="tokens that can be drafted")
+    composed.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"))
+    composed.add_argument("--repeats", type=int, default=15)
+    for part in (answers, composed):
+        part.add_argument("--threads", type=int, help="of the CPU")
+        part.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    checkpoint = resolve(options.model)
-    spec = family_of(checkpoint).sizes(checkpoint).spec
-    found = compose(
-        spec,
-        checkpoint.name,
-        [float(rate) for rate in options.rates.split(",")],
-        past=options.past,
-        vocabulary=options.tokens,
-        dtype=getattr(torch, options.dtype),
-        device=options.device,
-        repeats=options.repeats,
-    )
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    found: Timed | Composed
+    if options.what == "answers":
+        model = open_model(options.model, device=options.device)
+        engine = Engine(model, model.processor)
+        found = time_answers(engine, options.draft, options.about, options.items, options.rounds, options.most)
+    else:
+        checkpoint = resolve(options.model)
+        found = compose(
+            family_of(checkpoint).sizes(checkpoint).spec,
+            checkpoint.name,
+            [float(rate) for rate in options.rates.split(",")],
+            past=options.past,
+            vocabulary=options.tokens,
+            dtype=getattr(torch, options.dtype),
+            device=options.device,
+            repeats=options.repeats,
+        )
     print(json.dumps(asdict(found) | {"speedup": found.speedup}, indent=2))
 
 

@@ -318,7 +318,8 @@ class NetworkDrafter:
             return
         layout = TokenLayout.causal([len(row.inputs) for row in rows])
         if not layout.shape[1]:
-            whole = [torch.zeros(len(rows), h, 0, d, dtype=self.network.dtype) for h, d in self.network.kv_shape()]
+            like = {"dtype": self.network.dtype, "device": self.network.device}
+            whole = [torch.zeros(len(rows), h, 0, d, **like) for h, d in self.network.kv_shape()]  # type: ignore[call-overload]
             kv = KV([(x, x) for x in whole], [layout] * len(whole))
         else:
             x = pad_sequence([row.inputs for row in rows], batch_first=True)

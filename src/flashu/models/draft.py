@@ -352,7 +352,7 @@ class MetaQueries(DraftNetwork):
         return tuple((expert, 0, x.shape[1]) for expert, _, _ in self.model.spec.text_spans)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        logits = self.model.logits(self.model.norm(hidden, self._spans(hidden)))
+        logits = self.model.logits(self.model.norm(hidden.to(self.model.dtype), self._spans(hidden)))
         return logits if self.target_ids is None else logits[..., self.target_ids]
 
     def rope(self, position: Tensor) -> Rope:

@@ -39,7 +39,8 @@ def unrolled(
     """
     device, count = rows.x.device, rows.x.shape[1] - 1
     slot = torch.arange(count, device=device)
-    x, features = rows.x[:, 1:], network.features([part[:, :-1] for part in rows.collected])
+    x = rows.x[:, 1:].to(network.dtype)
+    features = network.features([part[:, :-1].to(network.dtype) for part in rows.collected])
     rope = network.rope(slot[None])
     pasts: list[KeyValue | None] = [None] * len(network.kv_shape())
     hidden, total = features, torch.zeros((), device=device)
