@@ -175,7 +175,7 @@ def main() -> None:
     answers.add_argument("--rounds", type=int, default=5)
     answers.add_argument("--most", type=int, default=5, help="tokens drafted at once")
     composed = parts.add_parser("composed")
-    composed.add_argument("--model", default="ByteDance-Seed/BAGEL-7B-MoT", help="a known name, a folder or a hub id")
+    composed.add_argument("--model", required=True, help="a known name, a folder or a hub id")
     composed.add_argument("--rates", required=True, help="accepted by position, e.g. .90,.88,.85")
     composed.add_argument("--past", type=int, default=1024, help="tokens in the cache")
     composed.add_argument("--tokens", type=int, default=32_000, help="tokens that can be drafted")
