@@ -229,3 +229,13 @@ def test_every_recipe(original: Any, task: str) -> None:
 def test_another_class_is_refused() -> None:
     with pytest.raises(flashu.FlashUError, match="Emu3"):
         flashu.apply_flashu_patch(torch.nn.Linear(2, 2))
+
+
+def test_timed_against_the_original(original: Any) -> None:
+    from flashu.bench.dropin import time_drop_in
+
+    settings = {"t2i": {"height": 2, "width": 3}, "mmu": {"new_tokens": 4, "height": 3, "width": 4}}
+    for task, own in settings.items():
+        _, exact = time_drop_in(original, task, {"exact": "exact"}, repeats=1, **own)
+        assert exact.difference == 0
+    assert "generate" not in vars(original)

@@ -9,6 +9,7 @@ from typing import Any
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.emu3.config import Emu3Config
 from flashu.models.emu3.dropin.handle import DropIn
+from flashu.models.emu3.dropin.scripts import answering, drawing
 from flashu.models.emu3.layout import sizes_of
 from flashu.models.emu3.load import load_processor, read_manifest, save_model
 from flashu.models.emu3.official import AUTHORS, TRANSFORMERS, official_defaults, official_vq
@@ -67,6 +68,7 @@ FAMILY = Family(
     processor=lambda checkpoint: load_processor(checkpoint.source, autoencoder=None),
     recognizes=recognizes,
     authors=DropIn,
+    scripts={"t2i": drawing, "mmu": answering},
     random=named_model,
     random_sizes=tuple(NAMED),
     trainer=trainer,
