@@ -30,7 +30,7 @@ from flashu.models.registry import FAMILIES, family
 from flashu.plan import Observations, Plan, Step
 from flashu.plan.presets import fitting
 from flashu.plan.recipe import Recipe
-from flashu.plan.table import PlanTable
+from flashu.plan.table import Forward, PlanTable
 from flashu.runtime.compile import LayerCalls
 
 
@@ -60,7 +60,8 @@ class Program(ABC):
         """A request of one image or answer, forward by forward."""
         subject = self.subject
         if subject.drawing:
-            return self.engine.explain("generation", steps=self.asked, prompt_tokens=subject.text_tokens)
+            settings = {"steps": self.asked, "prompt_tokens": subject.text_tokens, "edit": subject.edits}
+            return self.engine.explain("generation", **settings)
         tokens = {"question_tokens": subject.text_tokens, "max_new_tokens": subject.new_tokens}
         return self.engine.explain("understanding", **tokens)
 
@@ -186,14 +187,22 @@ class OriginalProgram(Program):
         sizes, batch = self.subject.sizes, self.subject.batch
         images = sizes.image_tokens(None, None)
         # A question's image is embedded before the forwards.
-        return super().flops - (0 if self.subject.drawing else batch * sizes.spec.image.flops(images, images))
+        return super().flops - (0 if self.subject.drawing else batch * self._pictured(images))
+
+    def _pictured(self, images: int) -> int:
+        spec, sizes = self.subject.sizes.spec, self.subject.sizes
+        shown = sizes.shown or images
+        return (spec.picture or spec.image).flops(shown, shown)
 
     @cached_property
     def passes(self) -> list[StepKind]:
         """The kind of each forward. Those behind a cache, which are of one token, are unlike the others."""
-        guided = self.subject.guidance is not None
-        behind = [forward.step.kind == "token" and forward.past > 0 for forward in self.table.forwards]
-        return [StepKind(steps.ORIGINAL_TOKEN if cached else steps.ORIGINAL, guided=guided) for cached in behind]
+
+        def kind(forward: Forward) -> StepKind:
+            behind = forward.step.kind == "token" and forward.past > 0
+            return StepKind(steps.ORIGINAL_TOKEN if behind else steps.ORIGINAL, guided=len(forward.plan.branches) > 1)
+
+        return [kind(forward) for forward in self.table.forwards]
 
     def counts(self) -> Counter[StepKind]:
         return Counter(self.passes)

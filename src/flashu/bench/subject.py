@@ -27,17 +27,19 @@ from flashu.plan.limits import check_number
 from flashu.plan.recipe import Recipe, exact
 from flashu.runtime.runner import Bank
 
-TASK: dict[str, Task] = {"t2i": "generation", "mmu": "understanding"}
+TASK: dict[str, Task] = {"t2i": "generation", "edit": "generation", "mmu": "understanding"}
 NEW_TOKENS = 32
 ONE_LAYER = "one layer for all"
 SEED = 7
 PROMPT = "a red circle above a blue square and a green triangle left of it"
+INSTRUCTION = "make the red circle blue"
 QUESTION = "is there a red circle above the blue square and a green triangle left of it"
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """``steps``: what an image is asked for before a recipe shortens it; ``new_tokens``: of every answer."""
+    """``steps``: what an image is asked for before a recipe shortens it; ``new_tokens``: of every answer; ``edits``:
+    images are drawn of others."""
 
     name: str
     model: Any
@@ -46,6 +48,7 @@ class Subject:
     batch: int
     steps: int
     new_tokens: int
+    edits: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -92,17 +95,24 @@ class Subject:
 
     # -- requests ----------------------------------------------------------------------------------------------
     def images_to_draw(self, steps: int) -> list[DrawRequest]:
+        if self.edits:
+            shown = enumerate(self.pictures)
+            return [DrawRequest(turned(INSTRUCTION, n), SEED + n, steps, images=(picture,)) for n, picture in shown]
         return [DrawRequest(turned(PROMPT, n), SEED + n, steps) for n in range(self.batch)]
+
+    @cached_property
+    def pictures(self) -> list[Image.Image]:
+        """Random ones."""
+        size, generator = self.layout.defaults, torch.Generator().manual_seed(SEED)
+        shape = (self.batch, size.height, size.width, 3)
+        pictures = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).numpy()
+        return [Image.fromarray(picture) for picture in pictures]
 
     @cached_property
     def questions(self) -> list[AnswerRequest]:
         """About a random picture each."""
-        size, generator = self.layout.defaults, torch.Generator().manual_seed(SEED)
-        shape = (self.batch, size.height, size.width, 3)
-        pictures = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).numpy()
         return [
-            AnswerRequest(turned(QUESTION, n), (Image.fromarray(picture),), self.new_tokens)
-            for n, picture in enumerate(pictures)
+            AnswerRequest(turned(QUESTION, n), (picture,), self.new_tokens) for n, picture in enumerate(self.pictures)
         ]
 
     def scripts(self, recipe: Recipe, steps: int) -> list[list[Action]]:
@@ -117,8 +127,11 @@ class Subject:
         """Of the first prompt, or of the first question without its picture; both with their special tokens."""
         first = self.scripts(exact(), self.steps)[0]
         appended = [action for action in first if isinstance(action, Append) and MAIN in action.to]
+        if self.edits:
+            return appended[-1].segments[-1].length
         total = sum(segment.length for action in appended for segment in action.segments)
-        return total if self.drawing else total - self.sizes.image_tokens(None, None) - self.sizes.spec.markers
+        shown = self.sizes.shown or self.sizes.image_tokens(None, None)
+        return total if self.drawing else total - shown - self.sizes.spec.markers
 
     # -- pruned FFNs -------------------------------------------------------------------------------------------
     def mask(self, ratio: float) -> Mask:
@@ -153,7 +166,7 @@ class Subject:
             "model": self.name,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "held_bytes": held_bytes(self.model),
-            "task": next(name for name, task in TASK.items() if task == self.task),
+            "task": "edit" if self.edits else next(name for name, task in TASK.items() if task == self.task),
             "batch": self.batch,
             "dtype": str(self.dtype).removeprefix("torch."),
             "weights": " ".join(filter(None, (self.weights, ONE_LAYER if self.one_layer else ""))),
@@ -247,5 +260,9 @@ def subject_of(
     layout = model.layout(processor)
     if task_of(task) == "understanding" and not layout.sees:
         raise FlashUError(f'{name} cannot see as it is: if it lacks its autoencoder, pip install "flashu[wan]"')
+    if task == "edit" and not layout.edits:
+        raise FlashUError(f"{name} does not edit images")
     defaults = layout.defaults
-    return Subject(name, model, processor, TASK[task], batch, steps or defaults.steps, new_tokens or NEW_TOKENS)
+    return Subject(
+        name, model, processor, TASK[task], batch, steps or defaults.steps, new_tokens or NEW_TOKENS, task == "edit"
+    )

@@ -29,7 +29,7 @@ def bench(
             "weights, as listed there."
         ),
     ] = "scenes",
-    task: Annotated[str, typer.Option(help="t2i (draw) or mmu (answer).")] = "t2i",
+    task: Annotated[str, typer.Option(help="t2i (draw), edit, or mmu (answer).")] = "t2i",
     batch: Annotated[int, opt.number("batch_size", "Images or questions at a time.")] = 1,
     threads: Annotated[int | None, opt.number("threads", "CPU threads; torch's own choice if not given.")] = None,
     rows: Annotated[str | None, typer.Option(help="Names, separated by commas; all if not given.")] = None,

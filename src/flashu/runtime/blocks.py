@@ -60,13 +60,13 @@ class Blocks:
             if first.plan.probe == "off":
                 return shared_out(group, self._values(first, kept, contents), kept)
             first = replace(first, want="nothing")  # the probe is all that is new
-        self._fill(rows, plans, head=first.want == "prediction")
+        ready = self._ready(rows, plans, head=first.want == "prediction")
         x = self._embedded([content for (content,) in contents])
         condition = self._condition(first, contents, x.shape[1])
         done = []
-        for part in self._parts(rows, plans, x.shape[1]):
+        for part, prepared in ready:
             given = [c if c is None or len(c) != len(rows) else c[part] for c in condition]
-            done.append(self._computed(first, rows[part], plans[part], x[part], given))
+            done.append(self._computed(first, prepared, plans[part], x[part], given))
         features = torch.cat([features for features, _ in done]) if len(done) > 1 else done[0][0]
         probes = [similarity for _, similarity in done if similarity is not None]
         features = features if kept is None else kept
@@ -86,13 +86,12 @@ class Blocks:
     def _computed(
         self,
         request: StepRequest,
-        rows: tuple[Row, ...],
+        prepared: _Prepared,
         plans: Sequence[Plan],
         x: Tensor,
         condition: Sequence[Tensor | None],
     ) -> tuple[Tensor, Tensor | None]:
         """The read tokens' features [R, N, d] of rows that go together, and the probe [R, layers]."""
-        prepared = self._prepare(rows, plans)
         lists = tuple(plan.layers.skip for plan in plans)
         if lists not in prepared.skips:
             prepared.skips[lists] = Skips.of(lists, self.model.device)
@@ -164,17 +163,28 @@ class Blocks:
             return embedded.expand(len(contents), -1, -1)
         return embedded if index == list(range(len(distinct))) else embedded[index]
 
+    def _ready(self, rows: tuple[Row, ...], plans: Sequence[Plan], head: bool) -> list[tuple[slice, _Prepared]]:
+        """The rows that are computed together, and what they have before them, which is computed first."""
+        tokens = _segment(rows[0]).length
+        pending = any(row.context.pending(self._under(plan)) for row, plan in zip(rows, plans, strict=True))
+        parts = [] if pending else self._parts(rows, plans, tokens)
+        known = bool(parts) and all(self._key(rows[part], plans[part]) in self._prepared for part in parts)
+        with nullcontext() if known else self.preparing(self._under(plans[0])):
+            if pending:
+                self._fill(rows, plans, head)
+                parts = self._parts(rows, plans, tokens)
+            return [(part, self._prepare(rows[part], plans[part])) for part in parts]
+
+    def _key(self, rows: Sequence[Row], plans: Sequence[Plan]) -> Hashable:
+        held = (
+            (id(row.context), row.context.length, self._under(plan), id(_segment(row).layout))
+            for row, plan in zip(rows, plans, strict=True)
+        )
+        return _in_front(plans), *held
+
     def _prepare(self, rows: tuple[Row, ...], plans: Sequence[Plan]) -> _Prepared:
         """The stacked contexts of rows, which are computed."""
-        under = [self._under(plan) for plan in plans]
-        front = not plans[0].layers.bypasses  # which pick among the keys, and expect the context's first
-        key = (
-            front,
-            *(
-                (id(row.context), row.context.length, plan, id(_segment(row).layout))
-                for row, plan in zip(rows, under, strict=True)
-            ),
-        )
+        under, front, key = [self._under(plan) for plan in plans], _in_front(plans), self._key(rows, plans)
         if (known := self._prepared.get(key)) is not None:
             self._prepared.move_to_end(key)
             return known
@@ -195,14 +205,19 @@ class Blocks:
             if row.context.pending(under):
                 contexts.setdefault(under, {})[id(row.context)] = row.context
         for under, distinct in contexts.items():
-            with self.preparing(under):
-                self.prefills.fill(list(distinct.values()), under, head)
+            self.prefills.fill(list(distinct.values()), under, head)
 
     def _under(self, plan: Plan) -> LayerPlan | None:
         """The layer plan that the contexts of a block are computed under; None: whatever they were computed under."""
         if plan.context is not None:
             return plan.context
         return replace(plan.layers, routes=plan.layers.bypasses) if self.model.spec.context == "same" else None
+
+
+def _in_front(plans: Sequence[Plan]) -> bool:
+    """Whether a block's keys come before its contexts': not where tokens pass layers by, which pick among the keys and
+    expect the contexts' first."""
+    return not plans[0].layers.bypasses
 
 
 def _segment(row: Row) -> Segment:

@@ -124,9 +124,11 @@ class Context:
         self._computed: dict[LayerPlan | None, tuple[int, KV]] = {}
 
     @classmethod
-    def beginning(cls, other: Context, segments: int) -> Context:
-        """A context of the first segments of another, nothing of it computed."""
+    def beginning(cls, other: Context, segments: int, under: LayerPlan | None) -> Context:
+        """A context of the first segments of another, which holds what that one has computed under a layer plan."""
         begun = cls()
+        if under in other._computed:
+            begun._computed[under] = other._computed[under]
         begun.segments = other.segments[:segments]
         begun.length = sum(segment.length for segment in begun.segments)
         begun.position = sum(segment.advance for segment in begun.segments)

@@ -83,19 +83,21 @@ class Prefills:
         groups: dict[Hashable, list[Context]] = {}
         for context in contexts:
             pending = context.pending(under)
-            if len(pending) > leave and pending[0].key is not None and context.kv(under) is None:
-                groups.setdefault(pending[0].key, []).append(context)
+            if len(pending) > leave and pending[0].key is not None and context.slot is None:
+                # Those that go on from one past, or from none.
+                groups.setdefault((id(context.kv(under)), pending[0].key), []).append(context)
         common = [group for group in groups.values() if len({c.key or id(c) for c in group}) > 1]
         counts = dict.fromkeys(map(id, contexts), 0)
         if not common:
             return list(counts.values())
-        first = [Context.beginning(group[0], _common(group, leave)) for group in common]
+        first = [Context.beginning(group[0], _common(group, leave, under), under) for group in common]
+        held = [context.held(under) for context in first]
         for part in _batches(first, under):
             self._walk(part, under, replace(plan, probe="off"), head=head)
-        for begun, group in zip(first, common, strict=True):
+        for begun, past, group in zip(first, held, common, strict=True):
             kv = begun.kv(under)
             assert kv is not None
-            counts[id(group[0])] = begun.length
+            counts[id(group[0])] = begun.length - past
             for context in group:
                 context.keep(under, kv, len(begun.segments))
         return [counts[id(context)] for context in contexts]
@@ -168,12 +170,13 @@ def _joined(segments: Sequence[Segment]) -> TokenLayout:
     return layout
 
 
-def _common(contexts: Sequence[Context], leave: int) -> int:
-    """How many segments these contexts begin with alike, but for the last ``leave`` of each."""
+def _common(contexts: Sequence[Context], leave: int, under: LayerPlan | None) -> int:
+    """How many segments these contexts begin with alike, those computed included, but for the last ``leave``."""
+    computed = len(contexts[0].segments) - len(contexts[0].pending(under))
     keys = [[segment.key for segment in context.segments] for context in contexts]
     most = min(map(len, keys)) - leave
-    alike = (keys[0][n] is not None and len({row[n] for row in keys}) == 1 for n in range(most))
-    return next((n for n, same in enumerate(alike) if not same), most)
+    alike = (keys[0][n] is not None and len({row[n] for row in keys}) == 1 for n in range(computed, most))
+    return next((n for n, same in enumerate(alike, computed) if not same), most)
 
 
 def _batches(contexts: Sequence[Context], under: LayerPlan | None) -> list[list[Context]]:

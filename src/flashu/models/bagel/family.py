@@ -11,6 +11,7 @@ from flashu.models.bagel.layout import sizes_of
 from flashu.models.bagel.load import load_processor, read_manifest, save_model
 from flashu.models.bagel.official import official_defaults
 from flashu.models.bagel.public import Bagel
+from flashu.models.bagel.random import NAMED, named_model
 from flashu.models.bagel.reference import Reference
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
@@ -58,5 +59,7 @@ FAMILY = Family(
         "gedit": {"renorm": "text_channel"},
         "imgedit": {"renorm": "text_channel", "interval": (0.0, 1.0)},
     },
+    random=named_model,
+    random_sizes=tuple(NAMED),
     trainer=trainer,
 )
