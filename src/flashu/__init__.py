@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from flashu.inference.calibrate.calibration import Calibration
     from flashu.inference.engine import Answer, Engine, Generation
+    from flashu.inference.speculate import DraftSource
     from flashu.interfaces.chat import ChatModel, ChatProcessor
     from flashu.interfaces.patch import apply_flashu_patch, remove_flashu_patch
     from flashu.interfaces.pipeline import Pipeline, PipelineOutput
@@ -82,6 +83,7 @@ def load(
     offload: bool = False,
     quantize: str | None = None,
     pack: bool = False,
+    draft: DraftSource = None,
 ) -> Engine:
     """An engine for "scenes" (in the package), an official hub id or a checkpoint folder; see the family's
     ``from_pretrained`` (`ShowO2.from_pretrained`) and `Engine`. ``dtype`` (or ``torch_dtype``): as stored unless given,
@@ -92,7 +94,8 @@ def load(
     dtype = torch_dtype if dtype is None else dtype
     held = {"offload": offload, "quantize": quantize, "pack": pack}
     model = open_model(source, recipe=recipe, in_place=in_place, dtype=dtype, device=device, **held)
-    return Engine(model, model.processor, recipe, model.calibration, compile=compile, graphs=graphs, in_place=in_place)
+    settings = {"compile": compile, "graphs": graphs, "in_place": in_place, "draft": draft}
+    return Engine(model, model.processor, recipe, model.calibration, **settings)  # type: ignore[arg-type]
 
 
 __all__ = [

@@ -53,8 +53,10 @@ class Prefills:
         # Judges images by the text after them, or tokens by the whole row.
         later = any(route.score in NEED_QUERY for route in plan.layers.drops) or bool(plan.layers.bypasses)
         shared = [0] * len(group)
+        # Text is drafted, what is drawn is not.
+        draft = any(request.step.task == "understanding" for request in group)
         if not later and plan.probe in ("off", "last"):
-            counts = self._share(contexts, None, plan, leave=1)
+            counts = self._share(contexts, None, plan, leave=1, draft=draft)
             owner = [n for n, request in enumerate(group) for _ in request.rows]
             for row, count in enumerate(counts):
                 shared[owner[row]] += count
@@ -63,7 +65,7 @@ class Prefills:
         values: dict[int, Tensor] = {}
         probed: dict[int, Tensor] = {}
         for waiting in _batches(contexts, None):
-            done, place = self._walk(waiting, None, plan, read="last")
+            done, place = self._walk(waiting, None, plan, read="last", draft=draft)
             if group[0].want == "logits":
                 # Only the last token of each row has logits that anybody reads.
                 logits = self.model.logits(done.hidden, group[0].codes)[place, 0]
@@ -76,7 +78,14 @@ class Prefills:
         return shared_out(group, found, None, similarity, widths, pasts, shared)
 
     def _share(
-        self, contexts: Sequence[Context], under: LayerPlan | None, plan: Plan, *, leave: int = 0, head: bool = False
+        self,
+        contexts: Sequence[Context],
+        under: LayerPlan | None,
+        plan: Plan,
+        *,
+        leave: int = 0,
+        head: bool = False,
+        draft: bool = False,
     ) -> list[int]:
         """Compute once what several unequal contexts begin with, but for the last ``leave`` segments of each. Returns
         how many tokens of each went through for them all."""
@@ -93,7 +102,7 @@ class Prefills:
         first = [Context.beginning(group[0], _common(group, leave, under), under) for group in common]
         held = [context.held(under) for context in first]
         for part in _batches(first, under):
-            self._walk(part, under, replace(plan, probe="off"), head=head)
+            self._walk(part, under, replace(plan, probe="off"), head=head, draft=draft)
         for begun, past, group in zip(first, held, common, strict=True):
             kv = begun.kv(under)
             assert kv is not None
@@ -109,9 +118,10 @@ class Prefills:
         plan: Plan,
         read: Literal["all", "last"] = "all",
         head: bool = False,
+        draft: bool = False,
     ) -> tuple[DecoderOutput, list[int]]:
-        """Compute what is pending in contexts, none or all of which hold something already; equal ones once. Returns
-        the output, and which of its rows is each context's."""
+        """Compute what is pending in contexts, none or all of which hold something already; equal ones once, and with
+        what the drafter reads, if they are to ``draft``. Returns the output, and which of its rows is each context's."""
         groups: dict[Hashable, list[Context]] = {}
         for context in contexts:
             groups.setdefault(id(context) if context.key is None else context.key, []).append(context)
@@ -125,7 +135,7 @@ class Prefills:
         layout = stack(layouts)
         past = stacked_or_none([group[0].kv(under) for group in groups.values()])
         view = self.runner.view(layout, None if past is None else past.layouts[0])
-        collect = () if self.drafter is None or under is not None else self.drafter.collect
+        collect = self.drafter.collect if draft and self.drafter is not None else ()
         done = self.runner.walk(
             x,
             layout,

@@ -33,14 +33,17 @@ class Tokens:
         if self.slots is not None:
             for request in group:
                 self.slots.join(self.model, [row.context for row in request.rows], request.space)
-        return self._by_block(group, self._token)
+        return self._by_block(group, self._token, None)
 
     def verify(self, group: list[StepRequest]) -> list[Output]:
         """One token more of every row, and drafted ones behind it."""
-        return self._by_block(group, self._verify)
+        return self._by_block(group, self._verify, self.drafter)
 
     def _by_block(
-        self, group: list[StepRequest], compute: Callable[[list[StepRequest], KVBlock], list[Output]]
+        self,
+        group: list[StepRequest],
+        compute: Callable[[list[StepRequest], KVBlock], list[Output]],
+        drafter: Drafter | None,
     ) -> list[Output]:
         outputs: dict[int, Output] = {}
         by_block: dict[int, list[StepRequest]] = {}
@@ -48,11 +51,12 @@ class Tokens:
             slot = request.rows[0].context.slot
             by_block.setdefault(0 if slot is None else id(slot.block), []).append(request)
         for part in by_block.values():
-            outputs |= zip(map(id, part), compute(part, self._gathered(part)), strict=True)
+            outputs |= zip(map(id, part), compute(part, self._gathered(part, drafter)), strict=True)
         return [outputs[id(request)] for request in group]
 
-    def _gathered(self, group: list[StepRequest]) -> KVBlock:
-        """One block that holds the rows of these requests and of no other: theirs, or a new one."""
+    def _gathered(self, group: list[StepRequest], drafter: Drafter | None) -> KVBlock:
+        """One block that holds the rows of these requests and of no other: theirs, or a new one, which ``drafter`` will
+        draft for."""
         contexts = [row.context for request in group for row in request.rows]
         slot = contexts[0].slot
         if slot is not None and slot.block.select([_slot(row).row for request in group for row in request.rows]):
@@ -60,7 +64,7 @@ class Tokens:
             return slot.block
         more = max(request.space for request in group)
         # Where a row was before is known until a block holds it.
-        draft = None if self.drafter is None else self.drafter.begin(contexts, more)
+        draft = None if drafter is None else drafter.begin(contexts, more)
         if self.graphs is not None:
             block = self.graphs.blocks.take(self.model, contexts, more)
         else:
