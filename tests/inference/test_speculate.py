@@ -291,6 +291,14 @@ def fresh(engine: Engine, drafter: NetworkDrafter, request: Any, said: list[int]
     return drafted
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_drawings_are_those_without_a_draft(name: str) -> None:
+    plain = engine_of(name)
+    engine = plain.with_recipe("exact", draft=Speculation(drafters(plain, [])["eagle3"]))
+    want, got = (e.generate("w1 w2", seed=3, steps=4, decode=False) for e in (plain, engine))
+    assert torch.equal(want.latents, got.latents)
+
+
 def test_captured_graphs_verify_too() -> None:
     plain = engine_of("tokens")
     want = asked(plain)

@@ -120,8 +120,8 @@ class Prefills:
         head: bool = False,
         draft: bool = False,
     ) -> tuple[DecoderOutput, list[int]]:
-        """Compute what is pending in contexts, none or all of which hold something already; equal ones once, and with
-        what the drafter reads, if they are to ``draft``. Returns the output, and which of its rows is each context's."""
+        """Compute what is pending in contexts, none or all of which hold something already; equal ones once. ``draft``:
+        keep what the drafter reads, too. Returns the output, and which of its rows is each context's."""
         groups: dict[Hashable, list[Context]] = {}
         for context in contexts:
             groups.setdefault(id(context) if context.key is None else context.key, []).append(context)
