@@ -14,6 +14,9 @@ from flashu.errors import FlashUError
 from flashu.server.app import create_app
 from flashu.server.service import Service
 
+LINGER = 60
+"""Seconds that a client has to read the rest of its answer when the server ends."""
+
 
 class DrainingServer(uvicorn.Server):
     """On the first SIGTERM or SIGINT: new requests get a 503, accepted ones are finished, then it ends. On the second,
@@ -46,7 +49,13 @@ def serve(service: Service, host: str, port: int, ready: Callable[[int], None], 
     """Serve on an address; port 0 takes a free one. ``ready`` is called with the port once requests are taken."""
     app = create_app(service)
     config = uvicorn.Config(
-        app, host, port, log_level="info" if log_requests else "warning", access_log=log_requests, server_header=False
+        app,
+        host,
+        port,
+        log_level="info" if log_requests else "warning",
+        access_log=log_requests,
+        server_header=False,
+        timeout_graceful_shutdown=LINGER,
     )
     server = DrainingServer(config, service, ready)
     try:
