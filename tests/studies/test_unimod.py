@@ -104,3 +104,15 @@ def test_what_a_study_refuses(tmp_path: Path) -> None:
         run.run(("dense", "sparse"))
     with pytest.raises(flashu.FlashUError, match="no dense arm"):
         report.summary(tmp_path)
+
+
+def test_layers_are_timed_at_any_size() -> None:
+    from dataclasses import replace
+
+    from flashu.studies.unimod.layers import composed, layer_seconds
+
+    for family in ("showo", "emu3"):
+        spec = replace(model(family).spec, hidden=64)
+        found = layer_seconds(spec, 24, (0.5, 1.0), rows=2, causal=family == "emu3", dtype=torch.float32, rounds=1)
+        assert found.keys() == {None, 0.5, 1.0}
+        assert composed(found, 4, {2: 0.5, 3: 1.0}) > 0

@@ -65,6 +65,28 @@ def unimod(
         out().print(str(output / PAGE), highlight=False)
 
 
+@app.command()
+def layers(
+    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    rows: Annotated[int, opt.number("items", "Rows of a step.")] = 1,
+    rounds: Annotated[int, opt.number("items", "Rounds of timing.")] = 7,
+) -> None:
+    """Seconds of UniMoD's layers at the released sizes, random weights, forward and backward, as JSON."""
+    import torch
+
+    from flashu.evaluation.machine import conditions
+    from flashu.studies.unimod.layers import table
+
+    kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    if dtype not in kinds:
+        raise FlashUError(f"dtype is bfloat16 or float32, not {dtype!r}")
+    place = torch.device(device)
+    emit(
+        {"machine": conditions(place), "dtype": dtype, "rows": rows, "layers": table(place, kinds[dtype], rows, rounds)}
+    )
+
+
 def _cache(folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name}-codes.pt"

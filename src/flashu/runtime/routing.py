@@ -168,8 +168,9 @@ def judged(route: Route, routers: Mapping[str, Tensor], normed: Tensor) -> tuple
         return None, torch.rand(normed.shape[:2], device=normed.device)
     if route.router not in routers:
         raise FlashUError(f"there is no router {route.router!r}: give the routers that this plan was trained with")
-    logits = F.linear(normed.float(), routers[route.router].float())
-    return logits, logits.softmax(-1)[..., 1]
+    with torch.autocast(normed.device.type, enabled=False):
+        logits = F.linear(normed.float(), routers[route.router].float())
+        return logits, logits.softmax(-1)[..., 1]
 
 
 def weight(route: Route, logits: Tensor | None, p: Tensor) -> Tensor | None:

@@ -127,6 +127,7 @@ class Records:
         if missing := sorted(set(rows) - self._by_task.keys()):
             raise FlashUError(f"the data has no rows of {', '.join(missing)}; it has {', '.join(self._by_task)}")
         self._rows, self._weights, self._codes, self._seed = rows, weights or {}, codes, seed
+        self._orders: dict[str, tuple[int, list[int]]] = {}
 
     def __call__(self, number: int) -> list[TaskRows]:
         """Batch ``number``: each task's records are gone through in a new order every epoch."""
@@ -136,7 +137,14 @@ class Records:
             chosen = []
             for n in range(number * count, (number + 1) * count):
                 epoch, at = divmod(n, len(own))
-                generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-                chosen.append(own[int(torch.randperm(len(own), generator=generator)[at])])
+                chosen.append(own[self._order(task, epoch)[at]])
             batch.append(rows_of(chosen, self._weights.get(task, 1.0), self._codes))
         return batch
+
+    def _order(self, task: str, epoch: int) -> list[int]:
+        known = self._orders.get(task)
+        if known is None or known[0] != epoch:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            known = epoch, torch.randperm(len(self._by_task[task]), generator=generator).tolist()
+            self._orders[task] = known
+        return known[1]

@@ -214,6 +214,9 @@ class Trainer:
         path = self.output / LOSSES
         if not path.exists() or not self.accelerator.is_main_process:
             return
+        if self.step == 0:
+            path.unlink()
+            return
         with path.open(encoding="utf-8", newline="") as file:
             lines = file.read().splitlines()
         kept = [line for line in lines[1:] if line.count(",") == lines[0].count(",") and _step(line) <= self.step]
