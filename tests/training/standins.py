@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.models.emu3.golden import recorded as emu3
 from tests.models.showo.golden import recorded as showo
+from tests.training.unimod import parts
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -94,9 +95,9 @@ def showo_call() -> dict[str, Any]:
     g = showo.goldens()
     mask = torch.zeros(g["e.mask_allowed"].shape).masked_fill(g["e.mask_allowed"] == 0, torch.finfo(torch.float32).min)
     return {
-        "input_ids": g["e.input_ids"], "attention_mask": mask, "labels": g["e.labels"], "batch_size_t2i": 3,
-        "batch_size_lm": 2, "batch_size_mmu": 2, "max_seq_length": showo.SIZES["max_seq_length_text"],
-    }  # fmt: skip
+        "input_ids": g["e.input_ids"], "attention_mask": mask, "labels": g["e.labels"],
+        "max_seq_length": showo.SIZES["max_seq_length_text"],
+    } | {f"batch_size_{task}": part.stop - part.start for task, part in parts("showo").items()}  # fmt: skip
 
 
 def emu3_call() -> dict[str, Any]:

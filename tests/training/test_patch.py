@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from tests.models.emu3.golden import recorded as emu3
+from tests.models.showo.golden import recorded as showo
 from tests.training.standins import emu3_call, original_showo, showo_call, transformers_emu3
-from tests.training.unimod import ABOUT, batch, config, goldens, routers
+from tests.training.unimod import ABOUT, batch, config, goldens, parts, routers
 from torch import nn
 
 import flashu
@@ -72,7 +73,7 @@ def test_unimod_of_the_original_class(family: str) -> None:
         ours = torch.stack([t2i - auxiliary, lm, mmu])
         torch.testing.assert_close(ours.detach(), golden[:3], atol=ABOUT["suggested_tolerances"]["losses_abs"], rtol=0)
     else:
-        counts = [(call["labels"][part, 1:] >= 0).sum() for part in (slice(0, 3), slice(3, 5))]
+        counts = [(call["labels"][part, 1:] >= 0).sum() for part in parts("emu3").values()]
         mean = (golden[0] * counts[0] + golden[1] * counts[1]) / sum(counts)
         torch.testing.assert_close(output.loss.detach(), mean + 0.01 * golden[3], atol=3e-5, rtol=0)
     total(family, output).backward()
@@ -94,7 +95,7 @@ def test_calls_without_labels_give_logits() -> None:
             expected, ours = expected.logits, ours.logits
             real = call["attention_mask"].bool()
         else:
-            real = call["input_ids"] != 150
+            real = call["input_ids"] != showo.IDS["pad"]
         torch.testing.assert_close(ours[real], expected[real], atol=5e-5, rtol=0)
 
 

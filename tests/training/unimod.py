@@ -38,21 +38,34 @@ def batch(family: str) -> list[TaskRows]:
         ids, labels, valid = g["train.input_ids"], g["train.labels"], g["train.attention_mask"].bool()
         visual = ids >= emu3.config().ids.first
         following = _shifted(labels)
-        return [
-            _rows("t2i", slice(0, 3), ids, "causal", valid, following, visual),
-            _rows("mmu", slice(3, 5), ids, "causal", valid, following, visual),
-        ]
+        return [_rows(task, part, ids, "causal", valid, following, visual) for task, part in parts("emu3").items()]
     g = showo.goldens()
     ids, labels, mask = g["e.input_ids"], g["e.labels"], g["e.mask_allowed"].bool()
     valid, first = ids != showo.IDS["pad"], showo.tiny_config().codes[0]
     here = labels.clone()
     here[:, : showo.SIZES["text_block_length"]] = -100
     following = _shifted(labels)
+    own = parts("showo")
     return [
-        _rows("t2i", slice(0, 3), ids, mask, valid, here, ids >= first),
-        _rows("lm", slice(3, 5), ids, mask, valid, following, ids >= first, 0.1),
-        _rows("mmu", slice(5, 7), ids, mask, valid, following, ids >= first),
+        _rows("t2i", own["t2i"], ids, mask, valid, here, ids >= first),
+        _rows("lm", own["lm"], ids, mask, valid, following, ids >= first, 0.1),
+        _rows("mmu", own["mmu"], ids, mask, valid, following, ids >= first),
     ]
+
+
+def parts(family: str) -> dict[str, slice]:
+    """Which rows of the recorded batch are each task's."""
+    if family == "emu3":
+        sizes = emu3.about()["common"]["train"]
+        counts = {"t2i": sizes["rows_t2i"], "mmu": sizes["rows_und"]}
+    else:
+        train = showo.ABOUT["seeds_and_hparams"]["train"]
+        counts = {task: len(train[f"{task}_text_lens"]) for task in GROUPS["showo"]}
+    found, start = {}, 0
+    for task, count in counts.items():
+        found[task] = slice(start, start + count)
+        start += count
+    return found
 
 
 def config(family: str, variant: str) -> UniModConfig:
