@@ -158,10 +158,8 @@ def time_answers(engine: Engine, draft: str, about: str, count: int, rounds: int
     clock = clock_of(engine.model.device)
     spreads = time_in_turns({"without": respond(engine), "with": respond(quick)}, rounds, clock)
     found = acceptance(respond(quick)(0))
-    medians = [spread.median for spread in spreads.values()]
-    return Timed(
-        engine.model.name, draft, about, len(requests), rounds, torch.get_num_threads(), *medians, found.tokens
-    )
+    threads, without, drafted = torch.get_num_threads(), spreads["without"].median, spreads["with"].median
+    return Timed(engine.model.name, draft, about, len(requests), rounds, threads, without, drafted, found.tokens)
 
 
 def main() -> None:
