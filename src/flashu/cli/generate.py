@@ -27,18 +27,21 @@ def generate(
     output: Annotated[Path, typer.Option("-o", "--output", help="A file, or a folder for several.")] = Path("out.png"),
     n: Annotated[int, opt.number("images_per_prompt", "Images per prompt.", "-n")] = 1,
     batch_size: Annotated[int, opt.number("batch_size", "Images drawn at a time.")] = 1,
+    image: Annotated[Path | None, typer.Option(help="A picture to draw a part of, for models that draw codes.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Which part of it: white is drawn.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Draw images of prompts. Several go to out-0.png, out-1.png, ...; those finished before an interruption stay."""
     texts = [prompt for prompt in prompts for _ in range(n)]
     paths = image_paths(output, len(texts))
     engine = open_engine(options)
-    settings = drawing.settings
+    known = {"image": image, "mask": mask}
+    settings = drawing.settings | {name: str(path) for name, path in known.items() if path is not None}
     files: list[dict[str, Any]] = []
     trace: list[StepTrace] = []
     began = time.perf_counter()
     with progress() as bars:
-        images, forwards = bar(bars, "images", len(texts)), bar(bars, "forwards")
+        done, forwards = bar(bars, "images", len(texts)), bar(bars, "forwards")
 
         def on_step(step: Step, *_: Any) -> None:
             forwards(step.index + 1, step.total)
@@ -49,12 +52,12 @@ def generate(
                 seeds = list(range(drawing.seed + at, drawing.seed + at + len(part)))
                 drawn = engine.generate(part, seed=seeds, on_step=on_step, **settings)
                 trace = drawn.trace
-                for image, prompt, seed in zip(drawn.images, part, seeds, strict=True):
+                for picture, prompt, seed in zip(drawn.images, part, seeds, strict=True):
                     path = paths[len(files)]
                     about = {"prompt": prompt, "seed": seed, "model": options.model, "recipe": engine.recipe.name}
-                    write_image(image, path, about | {k: v for k, v in settings.items() if v is not None})
+                    write_image(picture, path, about | {k: v for k, v in settings.items() if v is not None})
                     files.append({"file": str(path), "prompt": prompt, "seed": seed})
-                    images(len(files), len(texts))
+                    done(len(files), len(texts))
         except KeyboardInterrupt:
             print(f"{len(files)} of {len(texts)} images are finished and stay", file=sys.stderr)
             raise
