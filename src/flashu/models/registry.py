@@ -90,7 +90,10 @@ def family_of(checkpoint: Checkpoint) -> Family:
     if checkpoint.family is not None:
         return family(checkpoint.family)
     folder = checkpoint_folder(checkpoint.source, ("config.json",))
-    data = read_json(folder / "config.json")
+    file = folder / "config.json"
+    # Some checkpoints describe their parts in files of their own, and nothing else.
+    apart = {} if file.is_file() else {path.stem: None for path in sorted(folder.glob("*_config.json"))}
+    data = apart or read_json(file)
     for known in families():
         if known.matches(data):
             return known

@@ -134,6 +134,17 @@ class Context:
         begun.position = sum(segment.advance for segment in begun.segments)
         return begun
 
+    @classmethod
+    def holding(cls, kv: KV, position: int, key: Hashable) -> Context:
+        """A context whose keys and values come from elsewhere; the next token stands at ``position``. It can be read
+        under the layer plan None alone."""
+        held = cls()
+        layout = kv.layouts[0]
+        held.segments = [Segment(None, layout, position, key)]
+        held.position, held.length = position, layout.shape[1]
+        held._computed[None] = (1, kv)
+        return held
+
     @property
     def key(self) -> Hashable:
         """Contexts of equal keys hold equal tokens; None: equal to no other."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flashu.models.bagel.config import BagelConfig
+from flashu.models.bagel.dropin.adopt import recognizes
+from flashu.models.bagel.dropin.handle import DropIn
 from flashu.models.bagel.layout import sizes_of
 from flashu.models.bagel.load import load_processor, read_manifest, save_model
 from flashu.models.bagel.official import official_defaults
@@ -59,6 +61,8 @@ FAMILY = Family(
         "gedit": {"renorm": "text_channel"},
         "imgedit": {"renorm": "text_channel", "interval": (0.0, 1.0)},
     },
+    recognizes=recognizes,
+    authors=DropIn,
     random=named_model,
     random_sizes=tuple(NAMED),
     trainer=trainer,
