@@ -272,6 +272,32 @@ def test_a_fault_in_a_forward_fails_its_samples_alone(
         assert again.results()
 
 
+@pytest.mark.parametrize("most", [2, 0])
+def test_a_forward_that_does_not_fit_goes_by_halves(
+    most: int, engines: dict[str, flashu.Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results are the same; what does not fit alone is told so, and may come again."""
+    with scheduling(engines) as scheduler, monkeypatch.context() as patch:
+        forward = scheduler.executors["exact"].forward
+
+        def small(requests: Sequence[Any]) -> list[Any]:
+            if requests[0].step.kind == "block" and len(requests) > most:
+                raise torch.OutOfMemoryError("out of memory")
+            return forward(requests)
+
+        patch.setattr(scheduler.executors["exact"], "forward", small)
+        asked = drawing("exact", *(DrawRequest("w1 w2", n, 6) for n in range(5)))
+        scheduler.submit(asked.job)
+        if not most:
+            error = asked.error()
+            assert (error.status, error.retry_after) == (503, 5)
+            assert "memory" in error.message
+            return
+        own = engines["exact"].generate("w1 w2", images_per_prompt=5, seed=0, steps=6).images
+        assert all(near(result.image, image) for result, image in zip(asked.results(), own, strict=True))
+        assert scheduler._rows <= 2 * most
+
+
 def test_a_batch_that_shares_its_state_is_not_served(tiny_engine: flashu.Engine) -> None:
     engine = tiny_engine.with_recipe(flashu.FlashUConfig(reference=True, r_p=0, r_LS=0.3, T_LS=4, T_cache=1, tau=0))
     with pytest.raises(FlashUError, match="cannot be served"):

@@ -16,6 +16,7 @@ from torch import Tensor
 from flashu.errors import FlashUError
 from flashu.inference.engine import Engine
 from flashu.inference.run import Event
+from flashu.runtime.memory import enough_memory
 from flashu.runtime.slots import SlotPool
 from flashu.server.errors import ApiError
 from flashu.server.jobs import Answered, Drawn, Failed, Job, Reader, Said, Sample, Started, Stepped
@@ -27,6 +28,7 @@ from flashu.server.shares import Shares, Task
 log = logging.getLogger("flashu")
 
 TASKS: tuple[Task, ...] = ("generation", "understanding")
+ADVICE = "try again later, or ask for a smaller image"
 LONGEST_RETRY = 60
 """Seconds: the most that a client is asked to wait before it tries again."""
 
@@ -54,6 +56,8 @@ class Scheduler:
         self._changed = threading.Condition()
         self._cancelled: list[Job] = []
         self._stopping = False
+        self._rows = settings.rows
+        """Most rows of a forward: fewer once so many did not fit."""
         self._forwards = 0
         self._pace = 1.0
         """Seconds that a sample took lately."""
@@ -266,7 +270,7 @@ class Scheduler:
             request = sample.run.prepare()
             if request is None or sample.preset != oldest.preset or request.signature != signature:
                 continue
-            if group and rows + len(request.rows) > self.settings.rows:
+            if group and rows + len(request.rows) > self._rows:
                 break
             group.append(sample)
             rows += len(request.rows)
@@ -281,9 +285,12 @@ class Scheduler:
             sample.served = self._forwards
             sample.began = sample.began or began
         try:
-            with self.metrics.timed(kind):
+            with self.metrics.timed(kind), enough_memory(f"compute {len(group)} samples at once", ADVICE):
                 outputs = self.executors[group[0].preset].forward(requests)
                 told = [sample.run.accept(output) for sample, output in zip(group, outputs, strict=True)]
+        except FlashUError as error:
+            self._without(group, task, kind, error)
+            return
         except Exception:
             log.exception("a forward failed")
             self._give_up([sample.job for sample in group], ApiError(500, "the server failed on this request"))
@@ -302,6 +309,19 @@ class Scheduler:
         if drawn:
             self._finish_drawings(drawn)
         self._shares.took(task, time.perf_counter() - began)
+
+    def _without(self, group: Sequence[Sample], task: Task, kind: str, error: FlashUError) -> None:
+        """A forward that could not be computed: by halves where it left nothing behind; what fails alone goes."""
+        if len(group) > 1 and kind in ("block", "prefill"):
+            half = len(group) // 2
+            self._rows = max(1, min(self._rows, sum(len(r.rows) for s in group if (r := s.run.prepare())) // 2))
+            log.warning("%s; going on with at most %d rows at a time", error, self._rows)
+            for part in (group[:half], group[half:]):
+                if part := [sample for sample in part if not sample.job.over]:
+                    self._forward(part, task)
+            return
+        memory = error.__cause__ is not None
+        self._give_up([sample.job for sample in group], ApiError(503 if memory else 400, str(error), retry_after=5))
 
     def _note(self, sample: Sample) -> None:
         """Count what a forward did."""
@@ -359,6 +379,9 @@ class Scheduler:
             try:
                 with self.metrics.timed("decode"):
                     images = self.engines[samples[0].preset].decode(torch.stack([latents for _, latents in part]))
+            except FlashUError as error:
+                self._give_up([s.job for s in samples], ApiError(503, str(error), retry_after=5))
+                continue
             except Exception:
                 log.exception("images could not be decoded")
                 self._give_up([s.job for s in samples], ApiError(500, "the server failed on this request"))
