@@ -35,7 +35,7 @@ class OneLayer(nn.Module):
         self.spec = replace(spec, layers=1, experts=spec.experts[:1])
         self.rotary = RotaryEmbedding(spec.head_dim, 1e4)
         attention = Attention(spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, self.rotary, qkv_bias=False)
-        layer = DecoderLayer(attention, spec.hidden, spec.neurons, 1e-5)
+        layer: Any = DecoderLayer(attention, spec.hidden, spec.neurons, 1e-5)
         if spec.ffn_matrices == 2:
             layer.mlp = PlainFFN(spec.hidden, spec.neurons)  # type: ignore[assignment]
         self.layers = nn.ModuleList([layer])
