@@ -60,6 +60,10 @@ class SharedObservations:
     """What probes have measured, for one run, or for several that go in step and share one layer-skipping list."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """What comes next is another text or drawing, of which nothing is known."""
         self._index = -1
         self._similarities: list[tuple[float, ...]] = []
 
@@ -215,6 +219,7 @@ class Run:
         row = Row(self._context(action.branch))
         waiting: list[Tensor] = []
         self.text = []
+        self._observations.begin()
         if self._speculation is not None:
             yield from self._speculate(action, row, self._speculation)
             return
@@ -314,6 +319,7 @@ class Run:
         """An image: the sampler's forwards, each under its plan."""
         sampler = action.sampler(self.recipe.forwards(action.steps), self.recipe.solver)
         history, deltas = FeatureHistory(), dict[str, Tensor]()
+        self._observations.begin()
         anchor: Tensor | None = None
         # A sampler whose caller moves the latents may correct its number of forwards on the way.
         for index in takewhile(lambda n: n < sampler.total, count()):

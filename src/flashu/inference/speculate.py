@@ -297,7 +297,6 @@ class NetworkDrafter:
         if context.slot is None or context.slot.block.draft is None:
             return None
         block, at = context.slot
-        block.settle()
         state: _State = block.draft
         count = (block.accepted if state.kept is None else state.kept)[at]
         return _Row(state.ids[at, :count], state.features[at, :count], kv=state.cache.row(at))

@@ -173,9 +173,8 @@ class KVBlock:
         return {context.slot.row for context in self.live() if context.slot is not None} == set(rows)
 
     def row(self, index: int) -> KV:
-        """The keys and values of one row."""
-        self.settle()
-        layouts = {id(space): TokenLayout.causal([int(space.length[index])]) for space in self.spaces}
+        """The keys and values of one row. Others may not yet have said what they accept."""
+        layouts = {id(space): TokenLayout.causal([n]) for space, n in zip(self.spaces, self._held(index), strict=True)}
         own = [layouts[id(space)] for space in self.space_of]
         pick = slice(index, index + 1)
         layers = [
@@ -264,6 +263,12 @@ class KVBlock:
         if self._before is not None:
             before, self._before = self._before, None
             self.truncate(before, self.accepted)
+
+    def _held(self, row: int) -> list[int]:
+        """Tokens of a row in each space, less those that it did not accept."""
+        if self._before is None:
+            return [int(space.length[row]) for space in self.spaces]
+        return [int(length[row]) + self.accepted[row] for length in self._before.lengths]
 
     def _refresh_rope(self) -> None:
         torch.index_select(self._table, 0, self.position.clamp(max=len(self._table) - 1), out=self._turned)
