@@ -37,7 +37,7 @@ class OneLayer(nn.Module):
         attention = Attention(spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, self.rotary, qkv_bias=False)
         layer: Any = DecoderLayer(attention, spec.hidden, spec.neurons, 1e-5)
         if spec.ffn_matrices == 2:
-            layer.mlp = PlainFFN(spec.hidden, spec.neurons)  # type: ignore[assignment]
+            layer.mlp = PlainFFN(spec.hidden, spec.neurons)
         self.layers = nn.ModuleList([layer])
 
     @property

@@ -100,7 +100,7 @@ class DrawCall:
             int(given.get("num_timesteps", 24)),
             float(given.get("timestep_shift", 1.0)),
             (float(given.get("cfg_text_scale", 1.0)), float(given.get("cfg_img_scale", 1.0))),
-            tuple(given.get("cfg_interval", (0, 1))),  # type: ignore[arg-type]
+            tuple(given.get("cfg_interval", (0, 1))),
             given.get("cfg_renorm_type", "global"),
             float(given.get("cfg_renorm_min", 0.0)),
         )

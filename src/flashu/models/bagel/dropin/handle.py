@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flashu.errors import FlashUError
-from flashu.inference.actions import Append, Decode, Draw
+from flashu.inference.actions import Action, Append, Decode, Draw
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.calibrate.gather import observe
 from flashu.inference.calibrate.importance import FFNNorms
@@ -153,7 +153,7 @@ class DropIn:
         ids: list[int] = []
         if limit > 0:
             stops = frozenset() if stop is None else frozenset((int(stop),))
-            script = [Append((MAIN,), (words(start.tolist()),)), Decode(MAIN, stops, limit)]
+            script: list[Action] = [Append((MAIN,), (words(start.tolist()),)), Decode(MAIN, stops, limit)]
             run = Run(script, recipe, self.model.spec, choose=choose, contexts={MAIN: context})
             with torch.inference_mode():
                 complete(executor, [run])
