@@ -224,6 +224,7 @@ class Run:
             yield from self._speculate(action, row, self._speculation)
             return
         token: Tensor | None = None
+        index = 0
         for index in range(action.limit):
             if index:
                 yield None
