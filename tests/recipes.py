@@ -14,7 +14,9 @@ from flashu.plan.methods import (
     HeadCache,
     LayerSkip,
     Method,
+    SkipSchedule,
     TaylorCache,
+    TaylorSeer,
     TokenPrune,
     UnconditionalReuse,
     UniMoD,
@@ -36,7 +38,9 @@ BASELINES: tuple[Method, ...] = (
     GuidanceInterval("generation", 0.2, 0.7),
     UnconditionalReuse("generation", 3, 0.2),
     TaylorCache("generation", 3, 2, 0.2),
+    TaylorSeer("generation", 2, 3, 2),
     ChangeCache("generation", 0.2, 0.2),
+    SkipSchedule("generation", 9, (0, 1, 3, 6)),
 )
 TRAINED: tuple[Method, ...] = (UniMoD("understanding", ((3, 0.5), (5, 0.8))),)
 
