@@ -7,14 +7,19 @@ from collections.abc import Sequence
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import flashu
 from flashu.inference.actions import AnswerRequest, DrawRequest
 from flashu.inference.run import Run
+from flashu.plan import Plan, Step
+from flashu.runtime.context import Context
 from flashu.runtime.executor import Executor
+from flashu.runtime.request import Row, StepRequest
+from flashu.runtime.runner import Runner
 from flashu.runtime.slots import SlotPool
 from tests.fakes.masked import seeded
-from tests.fakes.tokens import TokenModel
+from tests.fakes.tokens import BOI, BOS, CODES, EOL, TokenModel, text_segment
 
 RECIPES = ("exact", "paper", "fast")
 
@@ -126,3 +131,31 @@ def test_a_row_that_needs_more_space_gets_a_larger_block(tiny_engine: flashu.Eng
     carried_out(tiny_engine.executor(slots), runs, 1)
     assert sorted(block.capacity for block in slots._blocks) == [64, 256]
     assert [run.text for run in runs] == alone
+
+
+@torch.inference_mode()
+def test_a_full_row_goes_along_with_several_tokens_of_another() -> None:
+    model = seeded(TokenModel)
+    executor = Executor(Runner(model), None, SlotPool(2, capacity=64))  # type: ignore[arg-type]
+
+    def tokens(context: Context, ids: list[int], index: int, space: int) -> Tensor:
+        step, spans = Step("generation", "token", index, 100), (("image", 0, len(ids)),)
+        request = StepRequest(step, Plan(), (Row(context),), "logits", ids=torch.tensor(ids), spans=spans, space=space)
+        values = executor.forward([request])[0].values
+        assert values is not None
+        return values
+
+    full, other, alone = Context(), Context(), Context()
+    for context in (full, other, alone):
+        context.append(text_segment([BOS, 1, 2, BOI]))
+        prefill = StepRequest(Step("generation", "prefill", 0, 100), Plan(), (Row(context),), "logits")
+        executor.forward([prefill])
+    for n in range(59):
+        tokens(full, [CODES[0]], 1 + n, 59 - n)
+    assert full.held(None) == 63
+    got = tokens(other, [CODES[0] + 1, EOL], 1, 20)
+    assert full.slot is not None
+    assert other.slot is not None
+    assert full.slot.block is other.slot.block
+    full.close()
+    torch.testing.assert_close(got, tokens(alone, [CODES[0] + 1, EOL], 1, 20))

@@ -34,6 +34,7 @@ class _Space:
     def window(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Where the next ``tokens`` of each row go [B, S], and what each sees, as an additive mask [B, 1, S, C]."""
         at = self.length[:, None] + torch.arange(tokens, device=self.length.device)
+        at = at.clamp(max=len(self.columns) - 1)  # a full row that goes along takes nothing in
         hidden = self.columns > at[..., None]
         mask = torch.zeros(hidden.shape, dtype=self.mask.dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
         return at, mask[:, None]
@@ -192,6 +193,7 @@ class KVBlock:
         rope = self._rope
         if tokens > 1:
             ahead = self.position[:, None] + torch.arange(tokens, device=self.position.device)
+            ahead = ahead.clamp(max=len(self._table) - 1)
             rope = tuple(self._table[ahead][:, None].chunk(2, dim=-1))  # type: ignore[assignment]
         windows = {id(s): (s.at, s.mask) if tokens == 1 else s.window(tokens) for s in self.spaces}
         found, n = [], self.rows
