@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flashu.interfaces.chat import ChatModel, ChatProcessor
     from flashu.interfaces.patch import apply_flashu_patch, remove_flashu_patch
     from flashu.interfaces.pipeline import Pipeline, PipelineOutput
+    from flashu.models.bagel.public import Bagel
     from flashu.models.emu3.public import Emu3
     from flashu.models.showo.public import ShowO
     from flashu.models.showo2.public import ShowO2, adopt
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 # What needs torch is imported when first asked for, so that `flashu --help` and recipes open at once.
 _LATER = {
     "Answer": "inference.engine",
+    "Bagel": "models.bagel.public",
     "Calibration": "inference.calibrate.calibration",
     "ChatModel": "interfaces.chat",
     "ChatProcessor": "interfaces.chat",
@@ -101,6 +103,7 @@ def load(
 __all__ = [
     "PRESETS",
     "Answer",
+    "Bagel",
     "Calibration",
     "CalibrationError",
     "ChatModel",
