@@ -77,6 +77,7 @@ def test_tokens_are_those_of_the_original(model: Showo, name: str, patched: bool
     if patched:
         flashu.apply_flashu_patch(model, "exact")
     assert ask(model, name) == goldens()[f"{name}.tokens"].tolist()
+    assert ask(model, name, max_new_tokens=0) == []
     stop = int(goldens()[f"{name}.tokens"][3])
     assert ask(model, name, eot_token=stop)[-1] == stop
     assert (model.calls == 0) == patched

@@ -148,7 +148,7 @@ class DropIn:
         content = row[0] if ids is not None else row[0].to(self.model.dtype)
         script: list[Action] = [
             Append((MAIN,), (Segment(content, layout, row.shape[1]),)),
-            Decode(MAIN, frozenset(), max(limit, 1)),
+            Decode(MAIN, frozenset(), limit),
         ]
         with self._lock:
             lacking = "understanding" in self.prepared.lacking("understanding")
@@ -158,7 +158,7 @@ class DropIn:
             else:
                 if lacking:
                     log.info("calibrating on the first question")
-                    self._learn_from_question(script)
+                    self._learn_from_question([script[0], Decode(MAIN, frozenset(), max(limit, 1))])
                 executor, recipe = self._ready("understanding"), self.recipe
         run = Run(script, recipe, self.model.spec, choose=partial(sampled_token, **sampling))
         with torch.inference_mode():
