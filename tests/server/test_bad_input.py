@@ -21,7 +21,7 @@ from tests.fakes.tokens import TokenModel
 from tests.server.served import Answer, Served, data_url, in_thread, png
 
 DRAW, EDIT, CHAT = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
-LIMITS = ServeSettings(n=4, steps=100, pixels=4096, body=200_000, images=2, max_tokens=50, read_timeout=2)
+LIMITS = ServeSettings(n=4, steps=100, pixels=4096, body=200_000, images=2, max_tokens=50, read_timeout=5)
 SAYS = {"role": "user", "content": "w1 w2"}
 
 

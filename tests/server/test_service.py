@@ -190,14 +190,16 @@ def test_a_full_queue_says_when_to_come_again(slow: Served) -> None:
         assert [one.result(30).status for one in held] == [499, 499]
 
 
-def test_images_kept_for_an_address_are_few_and_for_a_while() -> None:
-    service = fake(kept=2, kept_seconds=0.6)
+def test_images_kept_for_an_address_are_few_and_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = fake(kept=2, kept_seconds=100)
     with in_thread(service) as served:
         body = {"prompt": "w1", "response_format": "url"}
         urls = [served.post(DRAW, body).json["data"][0]["url"].removeprefix(served.url) for _ in range(3)]
         assert [served.call("GET", url).status for url in urls] == [404, 200, 200]
-        time.sleep(0.7)
-        assert [served.call("GET", url).status for url in urls] == [404, 404, 404]
+    names = [url.rpartition("/")[2] for url in urls]
+    later = time.monotonic() + 101
+    monkeypatch.setattr("flashu.server.outcome.time.monotonic", lambda: later)
+    assert [service.kept.get(name) for name in names] == [None] * 3
 
 
 # -- counters ----------------------------------------------------------------------------------------------------
