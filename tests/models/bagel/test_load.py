@@ -68,6 +68,20 @@ def test_the_official_layout_opens_and_draws_sees_and_edits(official, tmp_path):
     assert (processor.drawn, processor.editing) == (engine.processor.drawn, engine.processor.editing)
 
 
+def test_the_class_by_itself_and_patched(official):
+    own, picture = flashu.Bagel.from_pretrained(official), Image.new("RGB", (64, 64), (9, 90, 9))
+    plain = own.t2i_generate("a red circle", steps=4, height=32, width=32)
+    flashu.apply_flashu_patch(own, flashu.FlashUConfig())
+    try:
+        assert own.t2i_generate("a red circle", steps=4, height=32, width=32)[0].size == plain[0].size
+        assert len(own.edit(picture, "make it blue", steps=4)) == 1
+        assert isinstance(own.mmu_generate(picture, "what is it?", max_new_tokens=2), str)
+    finally:
+        flashu.remove_flashu_patch(own)
+    again = own.t2i_generate("a red circle", steps=4, height=32, width=32)
+    assert again[0].tobytes() == plain[0].tobytes()
+
+
 def test_without_config_json(official, tmp_path):
     folder = tmp_path / "bare"
     shutil.copytree(official, folder)
