@@ -109,7 +109,7 @@ def main() -> None:
         *table("Drawing", generation(engine, options.n, options.seed), options.n),
         *table("Answering", understanding(engine, options.n, options.seed), options.n),
     ]
-    if getattr(engine.layout, "edits", False):
+    if engine.layout.edits:
         lines += table("Describing", describing(engine, options.n, options.seed), options.n)
         for title, hard in (("Editing", False), ("Editing, harder", True)):
             kinds, parts = editing(engine, options.n, options.seed, hard)
