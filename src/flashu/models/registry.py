@@ -30,10 +30,12 @@ FAMILIES = {
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 CHECKPOINTS = (
     *(
-        Checkpoint(name, ASSETS / name, summary, torch.float32, family, demo=name == "scenes")
+        Checkpoint(name, ASSETS / name, summary, torch.float32, family, demo=name in ("scenes", "scenes-bagel"))
         for name, family, summary in (
             ("scenes", "showo2", "a small Show-o2 for coloured shapes, 64 px; runs anywhere"),
             ("scenes-hard", "showo2", "the same for a larger world, 128 px"),
+            ("scenes-bagel", "bagel", "a small BAGEL for the world of scenes, which also edits"),
+            ("scenes-showo", "showo", "a small Show-o for the world of scenes"),
             ("scenes-emu3", "emu3", "a small Emu3 for the world of scenes"),
         )
     ),

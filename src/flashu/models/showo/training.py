@@ -40,7 +40,7 @@ from flashu.scenes.tokenizer import ANSWER, BOS, EOS, build
 from flashu.scenes.world import World
 
 MAX_QUESTION = 16  # tokens
-GUIDANCE = 2.0
+GUIDANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def processor_of(codec: SmallVQ, world: World) -> Processor:
     """Tokenizer, image tokenizer and defaults of a world's model."""
     from flashu.models.showo.codecs import CellCodes
 
-    defaults = GenerationDefaults(12, GUIDANCE, 1.0, world.size, world.size, 4 * world.most + 4)
+    defaults = GenerationDefaults(world.tokens, GUIDANCE, 1.0, world.size, world.size, 4 * world.most + 4)
     return Processor(text_of(build(world), world), CellCodes(codec), defaults)
 
 
