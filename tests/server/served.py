@@ -46,7 +46,7 @@ class Served:
     service: Service | None = None
     process: subprocess.Popen[str] | None = None
 
-    def connection(self, timeout: float = 120) -> http.client.HTTPConnection:
+    def connection(self, timeout: float = 900) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)
         assert parts.hostname is not None
         return http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
