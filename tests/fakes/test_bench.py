@@ -34,7 +34,7 @@ def subject(model: TokenModel, task: str, batch: int = 1) -> Subject:
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-@pytest.mark.parametrize("task", TASK)
+@pytest.mark.parametrize("task", ["t2i", "mmu"])
 def test_every_row_is_measured_or_says_why_not(
     model: TokenModel, task: str, sampled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +63,7 @@ def test_every_row_is_measured_or_says_why_not(
     assert "no family of the registry" in console.export_text()
 
 
-@pytest.mark.parametrize("task", TASK)
+@pytest.mark.parametrize("task", ["t2i", "mmu"])
 def test_counts_of_a_short_run_compose_to_those_of_a_whole_one(model: TokenModel, task: str) -> None:
     about = subject(model, task)
     # The end of a line goes through with the code before it, which no plan says.

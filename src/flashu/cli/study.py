@@ -35,8 +35,8 @@ def unimod(
     held_out: Annotated[int, opt.number("items", "Batches to measure losses on.")] = 4,
     every: Annotated[int, opt.number("items", "Updates between two measurements.")] = 50,
     rounds: Annotated[int, opt.number("items", "Rounds of timing.")] = 7,
-    items: Annotated[int, typer.Option(min=0, help="Items of each benchmark kind; 0 = losses alone.")] = 0,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 3e-4,
+    items: Annotated[int, typer.Option(min=0, max=10_000, help="Items of each benchmark kind; 0 = losses alone.")] = 0,
+    lr: Annotated[float, typer.Option(min=0, max=1, help="Learning rate.")] = 3e-4,
     as_json: opt.AsJson = False,
 ) -> None:
     """Train UniMoD's arms and its baselines from one dense model; count, time and score them; write a page."""
