@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
 import torch
 
-from flashu.inference.actions import Action, Append, Decode
+from flashu import Engine, RecipeError
+from flashu.inference.actions import Action, Append, Decode, DrawRequest
 from flashu.inference.run import Run, SharedObservations, complete
 from flashu.inference.speculate import LookupDrafter, NetworkDrafter, SelfDrafter, Speculation
 from flashu.models.draft import Eagle3, Eagle3Config
 from flashu.plan import MAIN
-from flashu.plan.methods import LayerSkip
+from flashu.plan.methods import LayerSkip, UniMoD
 from flashu.plan.recipe import Recipe, exact
 from flashu.runtime.executor import Executor
 from flashu.runtime.runner import Runner
-from tests.fakes.masked import seeded
+from tests.fakes.masked import MaskedModel, seeded
 from tests.fakes.tokens import BOI, BOS, EOS, TokenModel, text_segment
 
 SKIPPING = Recipe((LayerSkip("understanding", 0.4, 10, 0),), "skipping")
@@ -70,3 +72,39 @@ def test_what_a_thought_measured_says_nothing_of_what_comes_after(model: Any) ->
     assert second.similarity is not None
     assert (first.step.index, second.step.index) == (0, 0)
     assert observations.similarity == second.similarity
+
+
+def test_stacked_contexts_go_with_the_drawings() -> None:
+    """A server's executor lives as long as the server."""
+    model: Any = seeded(MaskedModel)
+    engine = Engine(model, model.processor)
+    executor = engine.executor()
+    for prompt in ("w1 w2", "w3", "w4 w5"):
+        runs = engine.runs_to_draw([DrawRequest(prompt, steps=2)])
+        with torch.inference_mode():
+            complete(executor, runs)
+        del runs
+        gc.collect()
+        assert len(executor.blocks._prepared) == 1
+
+
+def test_routed_answers_are_not_drafted(model: Any) -> None:
+    routed = Recipe((UniMoD("understanding", ((2, 0.5),)),), "routed")
+    with pytest.raises(RecipeError, match="leave draft out"):
+        Engine(model, model.processor, routed, draft="lookup")
+    Engine(model, model.processor, routed)
+
+
+def test_a_fork_keeps_what_its_source_had_decoded(model: Any) -> None:
+    run = Run([*script(0, 4)[:1], Decode(MAIN, frozenset(), 4)], exact(), model.spec)
+    executor = Executor(Runner(model))
+    with torch.inference_mode():
+        for _ in range(3):
+            run.step(executor)
+        fork = run.contexts[MAIN].fork()
+        slot = run.contexts[MAIN].slot
+        assert slot is not None
+        kept = [k.clone() for k, _ in fork.computed().layers]
+        for k, _ in slot.block.storage:
+            k.zero_()  # as another's use of the block would
+    assert all(torch.equal(k, want) for (k, _), want in zip(fork.computed().layers, kept, strict=True))

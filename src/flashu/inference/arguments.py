@@ -62,6 +62,8 @@ class Calls:
         self._on_step, self._on_text, self._count, self._first = on_step, on_text, count, first
         self._pieces = [Pieces(decode) for _ in range(count)]
         self._steps: dict[int, dict[int, Tensor]] = {}
+        self._at = [-1] * count
+        """The latest step of each run."""
 
     def __call__(self, run: int, events: list[Event]) -> None:
         if self._on_text is not None and (piece := self._pieces[run].of(events)):
@@ -70,7 +72,7 @@ class Calls:
             if event.kind != "step" or self._on_step is None:
                 continue
             states = self._steps.setdefault(event.index, {})
-            states[run] = event.data
+            states[run], self._at[run] = event.data, event.index
             if len(states) == self._count:
                 assert event.trace is not None
                 self._call(event.trace, [states[n] for n in range(self._count)])
@@ -83,6 +85,8 @@ class Calls:
             return
         if trace.step.time is None:
             raise FlashUError("only latents can be changed between forwards, and this model draws codes")
+        if any(at > trace.step.index for at in self._at):
+            raise FlashUError("images that think first are not drawn in step: to change latents, set batch_size=1")
         for state, new in zip(states, changed, strict=True):
             state.copy_(new)  # the next forward reads this tensor
 

@@ -37,7 +37,7 @@ from flashu.models.pictures import Picture, to_pil
 from flashu.models.protocol import UnifiedModel
 from flashu.models.weights import checkpoint_hash
 from flashu.models.words import IMAGE, around_images
-from flashu.plan import Task
+from flashu.plan import Observations, Step, Task
 from flashu.plan.explain import Sizes, tabulate
 from flashu.plan.limits import check_number
 from flashu.plan.presets import PRESETS, RecipeSource, Target, load_recipe
@@ -110,6 +110,9 @@ class Engine:
         self.recipe.check(self.model.spec)
         if self.speculation is not None and self.recipe.reference:
             raise RecipeError("the released FlashU program decodes token by token: leave draft out")
+        token = Step("understanding", "token", 1, 2)
+        if self.speculation is not None and self.recipe.plan(token, Observations(), {}).layers.bypasses:
+            raise RecipeError("drafted tokens that bypass layers cannot be taken back: leave draft out for this recipe")
 
     def __repr__(self) -> str:
         spec, where = self.model.spec, f"{self.model.dtype}".removeprefix("torch.")

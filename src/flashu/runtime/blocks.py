@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -29,10 +30,11 @@ and attention without a mask is quicker."""
 @dataclass(frozen=True, eq=False)
 class _Prepared:
     """Rows that are computed together, more than once: their stacked contexts, behind space for their own keys and
-    values, and what their tokens attend to. ``rows`` keeps alive what the key of this entry names by id; ``skips``: by
-    the lists of the rows."""
+    values, and what their tokens attend to. ``of``: the contexts, while they live; ``segments`` keeps alive what
+    else the key of this entry names by id; ``skips``: by the lists of the rows."""
 
-    rows: tuple[Row, ...]
+    of: tuple[ReferenceType[Context], ...]
+    segments: tuple[Segment, ...]
     layout: TokenLayout
     past: KV | None
     view: View
@@ -129,7 +131,7 @@ class Blocks:
         if request.want == "prediction":
             past = None if prepared.past is None else prepared.past.head
             features, _ = self.runner.head(features, condition, prepared.view, past)
-        reads = [_segment(row).reads for row in prepared.rows]
+        reads = [segment.reads for segment in prepared.segments]
         if all(read == reads[0] for read in reads):
             return features[:, reads[0].start : reads[0].stop], done.similarity
         return torch.stack(
@@ -165,6 +167,7 @@ class Blocks:
 
     def _ready(self, rows: tuple[Row, ...], plans: Sequence[Plan], head: bool) -> list[tuple[slice, _Prepared]]:
         """The rows that are computed together, and what they have before them, which is computed first."""
+        self._forget()
         tokens = _segment(rows[0]).length
         pending = any(row.context.pending(self._under(plan)) for row, plan in zip(rows, plans, strict=True))
         parts = [] if pending else self._parts(rows, plans, tokens)
@@ -192,10 +195,17 @@ class Blocks:
         past = stacked_or_none([row.context.kv(plan) for row, plan in zip(rows, under, strict=True)])
         view = self.runner.view(layout, None if past is None else past.layouts[0], front)
         past = behind_space(past, layout.shape[1]) if front and past is not None else past
-        prepared = self._prepared[key] = _Prepared(rows, layout, past, view)
+        prepared = self._prepared[key] = _Prepared(
+            tuple(ref(row.context) for row in rows), tuple(map(_segment, rows)), layout, past, view
+        )
         if len(self._prepared) > PREPARED:
             self._prepared.popitem(last=False)
         return prepared
+
+    def _forget(self) -> None:
+        """Free the stacked contexts of what is over: in a server, an executor lives long."""
+        for key in [key for key, known in self._prepared.items() if any(there() is None for there in known.of)]:
+            del self._prepared[key]
 
     def _fill(self, rows: Sequence[Row], plans: Sequence[Plan], head: bool) -> None:
         """Compute what is pending in the contexts of rows, under the layer plan of each."""

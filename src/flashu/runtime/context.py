@@ -174,7 +174,9 @@ class Context:
         other.segments, other.position, other.length = list(self.segments), self.position, self.length
         other._computed = dict(self._computed)
         if self.slot is not None:
-            other._computed[None] = (len(self.segments), self.computed())
+            kv = self.computed()  # a view of a block that others will use
+            layers = [(k.clone(), v.clone()) for k, v in kv.layers]
+            other._computed[None] = (len(self.segments), KV(layers, kv.layouts))
         return other
 
     def kv(self, under: LayerPlan | None) -> KV | None:
