@@ -298,6 +298,34 @@ def test_a_forward_that_does_not_fit_goes_by_halves(
         assert scheduler._rows <= 2 * most
 
 
+def test_a_fault_between_forwards_fails_its_job_alone(engines: dict[str, flashu.Engine]) -> None:
+    def broken(prompt: str, after: int) -> Asked:
+        asked = drawing("exact", DrawRequest(prompt, 0, 6))
+        write = engines["exact"].runs_to_draw
+
+        def runs(requests: Sequence[DrawRequest]) -> list[Any]:
+            made = write(requests)
+            prepare = made[0].prepare
+
+            def fail() -> Any:
+                if requests[0].prompt == prompt and len(made[0].trace) >= after:
+                    raise FlashUError("this cannot go on")
+                return prepare()
+
+            made[0].prepare = fail
+            return made
+
+        patch.setattr(engines["exact"], "runs_to_draw", runs)
+        return asked
+
+    with scheduling(engines) as scheduler, pytest.MonkeyPatch.context() as patch:
+        asked, other = broken("w2", 2), drawing("exact", DrawRequest("w1", 0, 6))
+        for one in (other, asked):
+            scheduler.submit(one.job)
+        assert asked.error().status == 400
+        assert len(other.results()) == 1
+
+
 def test_a_batch_that_shares_its_state_is_not_served(tiny_engine: flashu.Engine) -> None:
     engine = tiny_engine.with_recipe(flashu.FlashUConfig(reference=True, r_p=0, r_LS=0.3, T_LS=4, T_cache=1, tau=0))
     with pytest.raises(FlashUError, match="cannot be served"):

@@ -17,6 +17,7 @@ from flashu.errors import FlashUError
 from flashu.inference.engine import Engine
 from flashu.inference.run import Event
 from flashu.runtime.memory import enough_memory
+from flashu.runtime.request import StepRequest
 from flashu.runtime.slots import SlotPool
 from flashu.server.errors import ApiError
 from flashu.server.jobs import Answered, Drawn, Failed, Job, Reader, Said, Sample, Started, Stepped
@@ -261,20 +262,33 @@ class Scheduler:
         samples = new if task == "understanding" and new else by_task[task]
         # The sample that has waited longest, and all that can be computed with it.
         oldest = min(samples, key=lambda sample: sample.served)
-        asked = oldest.run.prepare()
-        assert asked is not None
+        asked = self._asked(oldest)
+        if asked is None:
+            return [], task
         signature = asked.signature
         group: list[Sample] = []
         rows = 0
         for sample in sorted(samples, key=lambda sample: sample.served):
-            request = sample.run.prepare()
+            request = self._asked(sample)
             if request is None or sample.preset != oldest.preset or request.signature != signature:
                 continue
             if group and rows + len(request.rows) > self._rows:
                 break
             group.append(sample)
             rows += len(request.rows)
-        return group, task
+        return [sample for sample in group if not sample.job.over], task
+
+    def _asked(self, sample: Sample) -> StepRequest | None:
+        """The forward that a sample needs next. None: there is none, and its job has been given up."""
+        try:
+            if (request := sample.run.prepare()) is not None:
+                return request
+            error: Exception = RuntimeError("a run ended without a result")
+        except Exception as raised:
+            error = raised
+        if not sample.job.over:
+            self._give_up([sample.job], _unwritten(sample.job, error))
+        return None
 
     def _forward(self, group: Sequence[Sample], task: Task) -> None:
         began = time.perf_counter()
@@ -406,7 +420,7 @@ class Scheduler:
 
 
 def _unwritten(job: Job, error: Exception) -> ApiError:
-    """What is wrong with a job of which no runs can be made."""
+    """What is wrong with a job whose runs cannot be made, or do not go on."""
     own = list(getattr(job.requests[0], "own", ()))
     if not isinstance(error, FlashUError) and not (own and isinstance(error, TypeError)):
         log.error("a request could not be written", exc_info=error)
