@@ -269,7 +269,7 @@ def test_presets_tuned_on_other_models_are_no_baselines(lab: Lab) -> None:
 
 def test_what_a_model_lacks_is_left_out(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of FlashU the method, of the baselines the case."""
-    spec = replace(lab.engine.model.spec, head_blocks=0, drawing="masked")
+    spec = replace(lab.engine.model.spec, head_blocks=0, drawing="autoregressive")
     monkeypatch.setattr(type(lab.engine.model), "spec", spec)
     assert "head_cache" not in {method.name for method in cases.flashu(lab).recipe.methods}
     kinds = {case.kind for case in cases.generation(lab)}
