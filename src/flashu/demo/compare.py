@@ -16,6 +16,7 @@ from flashu.demo.result import RecipeResult, Result, grouped
 from flashu.evaluation.machine import conditions
 from flashu.evaluation.scenes_items import drawn_world
 from flashu.evaluation.timing import WallClock, timed
+from flashu.inference.actions import AnswerRequest, Append
 from flashu.inference.calibrate import samples
 from flashu.inference.engine import Engine
 from flashu.models.registry import family
@@ -66,8 +67,9 @@ def compare(
     left = began + seconds - start
     ends = [start + left * (n + 1) / parts for n in range(parts)]  # when each must leave the rest to the others
     for k, (question, image) in enumerate(in_time(asked, len(QUESTION_KINDS), ends[0], "questions", bars)):
+        tokens = question_tokens(engine, question, image)
         for own, result in rotated(cases, k):
-            result.answered.append(answer(own, question, image))
+            result.answered.append(answer(own, question, image, tokens))
     for k, (change, source, of_edit) in enumerate(in_time(changes, len(EDIT_KINDS), ends[-2], "edits", bars)):
         for own, result in rotated(cases, k):
             result.edited.append(edit(own, change, source, of_edit, steps, world))
@@ -174,10 +176,17 @@ def seen(found: Sequence[Any]) -> str:
     return ", ".join(f"{o.colour} {o.shape} {o.cell}" for o in found) or "nothing"
 
 
-def answer(engine: Engine, question: Question, image: Image.Image) -> Item:
+def question_tokens(engine: Engine, question: Question, image: Image.Image) -> int:
+    """Tokens of a row besides its picture."""
+    (script,) = engine.layout.answer([AnswerRequest(question.text, (image,))])
+    row = sum(segment.length for action in script if isinstance(action, Append) for segment in action.segments)
+    sizes = engine.sizes
+    return row - (sizes.shown or sizes.image_tokens(None, None)) - sizes.spec.markers
+
+
+def answer(engine: Engine, question: Question, image: Image.Image, tokens: int) -> Item:
     given, seconds = timed(lambda: engine.answer(image, question.text), WallClock())
-    image_tokens = engine.sizes.image_tokens(None, None) + engine.sizes.spec.markers
-    planned = engine.explain("understanding", question_tokens=given.trace[0].tokens - image_tokens)
+    planned = engine.explain("understanding", question_tokens=tokens)
     return Item(
         question.kind,
         question.text,
