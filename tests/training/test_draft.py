@@ -328,7 +328,7 @@ def test_folders_that_do_not_fit(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     with torch.no_grad():
         next(iter(engine.model.parameters())).mul_(2)
     engine.model.fingerprint = None  # type: ignore[attr-defined]
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("WARNING", logger="flashu"):
         load_drafter(tmp_path / "draft", engine.model)
     assert "trained for other weights" in caplog.text
 
