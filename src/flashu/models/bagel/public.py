@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
 
-from flashu.errors import FlashUError
-from flashu.inference.calibrate.calibration import CALIBRATION, Calibration
-from flashu.inference.engine import Engine
-from flashu.interfaces import patch
-from flashu.models.bagel.load import Parts, load_model, load_processor, save_model
+from flashu.interfaces.model import PretrainedModel
+from flashu.models.bagel.load import Parts, load_model, load_processor
 from flashu.models.bagel.model import Bagel as Architecture
 from flashu.models.bagel.processor import Processor
 from flashu.models.family import Checkpoint
 from flashu.models.fit import Holding
-from flashu.models.hub import checkpoint_folder
 from flashu.models.pictures import Picture
-from flashu.models.pretrained import Pretrained, check_placement
+from flashu.models.pretrained import check_placement
 from flashu.models.registry import check_room, resolve
-from flashu.models.weights import checkpoint_hash
 
 Model = TypeVar("Model", bound="Bagel")
 
 
-class Bagel(Pretrained, Architecture):
+class Bagel(PretrainedModel, Architecture):
     """A BAGEL model with its tokenizer and autoencoder (``processor``), and its calibration if it came with one.
 
     `t2i_generate`, `edit` and `mmu_generate` run the exact engine, or FlashU after `flashu.apply_flashu_patch`.
     """
 
     processor: Processor | None = None
-    calibration: Calibration | None = None
 
     @classmethod
     def from_pretrained(
@@ -90,33 +82,8 @@ class Bagel(Pretrained, Architecture):
         processor = load_processor(checkpoint.source, device=device, autoencoder=vae)
         place = "cpu" if offload else device
         model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls, parts, quantize)
-        model.name, model.processor = checkpoint.name, processor
-        file = checkpoint_folder(checkpoint.source) / CALIBRATION
-        if file.exists():
-            model.calibration = Calibration.load(file, checkpoint_hash(model))
-        model.placed(device, offload, quantize, pack)
-        return model
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write safetensors, config and processor to ``folder``."""
-        save_model(self, folder, self.processor)
-        if self.calibration is not None:
-            self.calibration.save(Path(folder) / CALIBRATION)
-
-    def t2i_generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Image.Image]:
-        """Images of the prompts; settings as in `Engine.generate`."""
-        return self._engine().generate(prompts, **settings).images
+        return model.opened(checkpoint, processor, device, offload=offload, quantize=quantize, pack=pack)
 
     def edit(self, images: Picture | Sequence[Picture], prompts: str | Sequence[str], **settings: Any) -> list[Any]:
         """Images changed as the prompts say; settings as in `Engine.edit`."""
         return self._engine().edit(images, prompts, **settings).images
-
-    def mmu_generate(self, images: Any, questions: Any, **settings: Any) -> Any:
-        """Answers to questions about images; settings as in `Engine.answer`."""
-        answers = self._engine().answer(images, questions, **settings)
-        return [a.text for a in answers] if isinstance(answers, list) else answers.text
-
-    def _engine(self) -> Engine:
-        if self.processor is None:
-            raise FlashUError("this model has no processor: load it with from_pretrained, or use flashu.Engine")
-        return patch.engine_of(self) or Engine(self, self.processor, calibration=self.calibration)

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar
 
 import torch
-from PIL import Image
 
-from flashu.errors import FlashUError
-from flashu.inference.calibrate.calibration import CALIBRATION, Calibration
-from flashu.inference.engine import Engine
-from flashu.interfaces import patch
+from flashu.interfaces.model import PretrainedModel
 from flashu.models.family import Checkpoint
 from flashu.models.fit import Holding
-from flashu.models.hub import checkpoint_folder
-from flashu.models.pictures import Picture
-from flashu.models.pretrained import Pretrained, check_placement
+from flashu.models.pretrained import check_placement
 from flashu.models.registry import check_room, resolve
-from flashu.models.showo.load import Remasking, load_model, load_processor, save_model
+from flashu.models.showo.load import Remasking, load_model, load_processor
 from flashu.models.showo.model import ShowO as Architecture
 from flashu.models.showo.processor import Processor
-from flashu.models.weights import checkpoint_hash
 
 Model = TypeVar("Model", bound="ShowO")
 
 
-class ShowO(Pretrained, Architecture):
+class ShowO(PretrainedModel, Architecture):
     """A Show-o model with its tokenizers (``processor``), and its calibration if it came with one.
 
     `t2i_generate` and `mmu_generate` run the exact engine, or FlashU after `flashu.apply_flashu_patch`.
     """
 
     processor: Processor | None = None
-    calibration: Calibration | None = None
 
     @classmethod
     def from_pretrained(
@@ -93,35 +83,4 @@ class ShowO(Pretrained, Architecture):
         processor = load_processor(checkpoint.source, device=device, autoencoder=autoencoder, clip=clip)
         place = "cpu" if offload else device
         model = load_model(checkpoint.source, dtype or checkpoint.dtype, place, cls, remasking, quantize)
-        model.name, model.processor = checkpoint.name, processor
-        file = checkpoint_folder(checkpoint.source) / CALIBRATION
-        if file.exists():
-            model.calibration = Calibration.load(file, checkpoint_hash(model))
-        model.placed(device, offload, quantize, pack)
-        return model
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write safetensors, config and processor to ``folder``."""
-        save_model(self, folder, self.processor)
-        if self.calibration is not None:
-            self.calibration.save(Path(folder) / CALIBRATION)
-
-    def t2i_generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Image.Image]:
-        """Images of the prompts; settings as in `Engine.generate`."""
-        return self._engine().generate(prompts, **settings).images
-
-    @overload
-    def mmu_generate(self, images: Picture, questions: str, **settings: Any) -> str: ...
-    @overload
-    def mmu_generate(
-        self, images: Picture | Sequence[Picture], questions: Sequence[str], **settings: Any
-    ) -> list[str]: ...
-    def mmu_generate(self, images: Any, questions: Any, **settings: Any) -> Any:
-        """Answers to questions about images; settings as in `Engine.answer`."""
-        answers = self._engine().answer(images, questions, **settings)
-        return [a.text for a in answers] if isinstance(answers, list) else answers.text
-
-    def _engine(self) -> Engine:
-        if self.processor is None:
-            raise FlashUError("this model has no processor: load it with from_pretrained, or use flashu.Engine")
-        return patch.engine_of(self) or Engine(self, self.processor, calibration=self.calibration)
+        return model.opened(checkpoint, processor, device, offload=offload, quantize=quantize, pack=pack)
