@@ -10,7 +10,8 @@ import torch
 
 from flashu import Engine, RecipeError
 from flashu.inference.actions import Action, Append, Decode, DrawRequest
-from flashu.inference.run import Run, SharedObservations, complete
+from flashu.inference.history import SharedObservations
+from flashu.inference.run import Run, complete
 from flashu.inference.speculate import LookupDrafter, NetworkDrafter, SelfDrafter, Speculation
 from flashu.models.draft import Eagle3, Eagle3Config
 from flashu.plan import MAIN

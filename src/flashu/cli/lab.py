@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from flashu.cli import options as opt
 from flashu.cli.opened import open_engine
-from flashu.cli.output import emit, out, progress, write_text
+from flashu.cli.output import emit, out, progress, without_warnings, write_text
 from flashu.errors import FlashUError
 
 NAMES = (
@@ -62,8 +61,7 @@ def measure(
     from flashu.studies.lab.lab import FULL, REDUCED, Lab
 
     # Recipes are pitted against the model's own statistics here on purpose: no warning at each.
-    logging.getLogger("flashu").setLevel(logging.ERROR)
-    with Ledger(output / "ledger.jsonl") as ledger, progress() as bars:
+    with without_warnings(), Ledger(output / "ledger.jsonl") as ledger, progress() as bars:
         bar = bars.add_task("lab", total=len(names))
         run = Lab(engine, FULL if full else REDUCED, ledger, bars, seed)
         for item in names:

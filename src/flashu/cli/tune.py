@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from flashu.cli import options as opt
 from flashu.cli.opened import open_engine
-from flashu.cli.output import command_line, emit, out, progress, to_json, write_text
+from flashu.cli.output import command_line, emit, out, progress, to_json, without_warnings, write_text
 from flashu.errors import FlashUError
 
 FINALISTS = 4
@@ -46,8 +45,7 @@ def tune(
     from flashu.plan.presets import load_recipe
     from flashu.studies.tuner.tuner import Tuner
 
-    logging.getLogger("flashu").setLevel(logging.ERROR)  # recipes that contradict the calibration are tried on purpose
-    with progress() as bars:
+    with without_warnings(), progress() as bars:  # recipes that contradict the calibration are tried on purpose
         tuner = Tuner(engine, task.value, wanted, items, seed, bars)
         if join is not None:
             load_recipe(join, tuner.target)  # what cannot be joined shows before the search

@@ -71,9 +71,9 @@ def describing(engine: Engine, n: int, seed: int) -> list[Line]:
     """``n`` held-out scenes of two to four objects, each described exactly or not."""
     rng = np.random.default_rng((seed, 500))
     scenes = [held_scene(rng, asked_world(engine)) for _ in range(n)]
-    told = [describe_cells(scene) for scene in scenes]
-    said = answer(engine, [(question, scene) for (question, _), scene in zip(told, scenes, strict=True)])
-    right = sum(text == wanted for text, (_, wanted) in zip(said, told, strict=True))
+    asked = [describe_cells(scene) for scene in scenes]
+    said = answer(engine, [(question, scene) for (question, _), scene in zip(asked, scenes, strict=True)])
+    right = sum(text == wanted for text, (_, wanted) in zip(said, asked, strict=True))
     return [("every cell", wilson(right, n), "")]
 
 

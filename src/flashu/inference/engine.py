@@ -26,9 +26,10 @@ from flashu.inference.arguments import (
     texts_of,
 )
 from flashu.inference.calibrate.calibration import Calibration
+from flashu.inference.history import SharedObservations
 from flashu.inference.prepared import PreparedRecipe
 from flashu.inference.results import Answer, Generation
-from flashu.inference.run import Event, Run, SharedObservations, complete
+from flashu.inference.run import Event, Run, complete
 from flashu.inference.session import EditSession
 from flashu.inference.speculate import DraftSource, speculation_of
 from flashu.models.offload import offloaded

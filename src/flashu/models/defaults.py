@@ -10,7 +10,7 @@ from flashu.plan.limits import check_number
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """How a checkpoint is run unless told otherwise. ``steps`` are forwards; sizes are pixels."""
+    """How a checkpoint is run by default. ``steps`` are forwards; sizes are pixels."""
 
     steps: int = 50
     guidance: float = 5.0

@@ -132,7 +132,7 @@ def weight_counts(model: Any) -> WeightCounts:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None where that cannot be told."""
+    """Bytes that can still be had on a device; None where that is not known."""
     if device.type == "cuda" and torch.cuda.is_available():
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept

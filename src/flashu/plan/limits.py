@@ -29,6 +29,7 @@ LIMITS = {
     "images_per_prompt": Limit(1, 10_000, "all of them are listed in memory before the first is begun"),
     "batch_size": Limit(1, 1024, "a batch is held in memory as a whole"),
     "max_new_tokens": TOKENS,
+    "max_think_tokens": TOKENS,
     "prompt_tokens": TOKENS,
     "question_tokens": TOKENS,
 }

@@ -1,4 +1,4 @@
-"""A job: what one request asks of the scheduler, and what it is told meanwhile."""
+"""A job: what one request asks of the scheduler, and the events it gets."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Scheduler:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Its rows are free from the next forward on. Nothing more is told of it."""
+        """Its rows are free from the next forward on. It gets no more events."""
         with self._changed:
             self._cancelled.append(job)
             self._changed.notify()
@@ -139,9 +139,9 @@ class Scheduler:
                 self._give_up(list(self._jobs()), ApiError(503, "the server has stopped"))
                 return False
             if not self._running and not any(self._queue.values()):
-                for call in self._idle_calls:
+                calls, self._idle_calls = self._idle_calls, []
+                for call in calls:
                     call()
-                self._idle_calls = []
                 self._changed.wait()
                 return True
         self._admit()
@@ -301,7 +301,7 @@ class Scheduler:
         try:
             with self.metrics.timed(kind), enough_memory(f"compute {len(group)} samples at once", ADVICE):
                 outputs = self.executors[group[0].preset].forward(requests)
-                told = [sample.run.accept(output) for sample, output in zip(group, outputs, strict=True)]
+                done = [sample.run.accept(output) for sample, output in zip(group, outputs, strict=True)]
         except FlashUError as error:
             self._without(group, task, kind, error)
             return
@@ -312,7 +312,7 @@ class Scheduler:
         self.metrics.batch.labels(kind).observe(len(group))
         self.metrics.rows.labels(kind).observe(sum(len(request.rows) for request in requests))
         drawn: list[tuple[Sample, Tensor]] = []
-        for sample, events in zip(group, told, strict=True):
+        for sample, events in zip(group, done, strict=True):
             self._note(sample)
             if task == "understanding":
                 self._said(sample, events)

@@ -1,4 +1,4 @@
-"""Runs a service until it is told to stop, and then until what it has accepted is done."""
+"""Runs a service until a signal stops it, and then until what it has accepted is done."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DrainingServer(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._service.scheduler.drain, self._drained)
 
     def _drained(self) -> None:
-        """All results are told; uvicorn sends what is left of them before it ends."""
+        """All results are out; uvicorn sends what is left of them before it ends."""
         self.should_exit = True
 
 

@@ -52,11 +52,11 @@ class Ticket:
         await self._unless_gone(request, self._started())
 
     async def results(self, request: Request) -> list[Any]:
-        """Everything that was told, to the end; errors as `started`."""
+        """All events, to the end; errors as `started`."""
         return await self._unless_gone(request, self._collected())
 
     async def events(self) -> AsyncIterator[JobEvent | None]:
-        """What is told, as it is; None after a silence. `ApiError` where the job failed."""
+        """The next event as it comes; None after a silence. `ApiError` where the job failed."""
         while True:
             try:
                 event = await asyncio.wait_for(self._events.get(), PING)

@@ -129,6 +129,8 @@ def test_requests_that_cannot_be_met(official):
         (ImageError, "multiples of 16", lambda: engine.generate("a", height=20, width=32)),
         (PromptError, "empty", lambda: engine.edit(picture, " ")),
         (ImageError, "1 prompts", lambda: engine.edit([], ["a"])),
+        (FlashUError, "max_think_tokens", lambda: engine.generate("a", think=True, max_think_tokens="many")),
+        (FlashUError, "max_think_tokens", lambda: engine.generate("a", think=True, max_think_tokens=0)),
         (FlashUError, "no renorm 'local'", lambda: engine.generate("a", renorm="local")),
         (TypeError, "unexpected keyword", lambda: engine.generate("a", renormalise="global")),
     ):

@@ -10,7 +10,7 @@ import torch
 
 import flashu
 from flashu import Recipe
-from flashu.inference.run import FeatureHistory
+from flashu.inference.history import FeatureHistory
 from flashu.inference.samplers import solvers
 from flashu.plan import SOLVERS, Plan
 from flashu.plan.methods import (

@@ -27,6 +27,7 @@ from flashu.models.fit import counted
 from flashu.models.pictures import Picture
 from flashu.plan import MAIN, Guidance
 from flashu.plan.explain import Pieces, Sizes
+from flashu.plan.limits import check_number
 from flashu.plan.recipe import Recipe
 from flashu.runtime.layout import Segment
 
@@ -34,6 +35,13 @@ log = logging.getLogger("flashu")
 
 THOUGHT = 999
 """Most tokens of a thought: the released program's 1000 forwards, the last of which it does not use."""
+
+
+def thought_limit(request: DrawRequest) -> int:
+    """Most tokens of the thought before a drawing; `FlashUError` for an unusable number."""
+    asked = request.own.get("max_think_tokens")
+    check_number("max_think_tokens", asked)
+    return THOUGHT if asked is None else int(asked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +116,7 @@ class BagelLayout:
                 "put the picture first"
             )
         if request.think:
-            limit = int(request.own.get("max_think_tokens") or THOUGHT)
+            limit = thought_limit(request)
             bos = Append((MAIN,), (words((text.ids.bos,)),))
             actions += [bos, Decode(MAIN, frozenset((text.ids.eos,)), limit, (text.ids.eos,), words)]
         cells = size[0], size[1]

@@ -19,7 +19,7 @@ from flashu.inference.engine import Answer, Engine, Generation
 from flashu.inference.run import StepTrace
 from flashu.inference.samplers.noise import Noise
 from flashu.models.bagel import naive
-from flashu.models.bagel.layout import THOUGHT, BagelLayout, Viewed
+from flashu.models.bagel.layout import THOUGHT, BagelLayout, Viewed, thought_limit
 from flashu.models.bagel.model import Bagel
 from flashu.models.bagel.processor import Processor
 from flashu.models.bagel.vision import unpatched
@@ -186,7 +186,7 @@ class Reference(Engine):
                 naive.add_seen(model, main, one.pixels, markers)
                 without_text = main.copy()
         if request.think:
-            limit = int(request.own.get("max_think_tokens") or THOUGHT)
+            limit = thought_limit(request)
             for token in naive.decoded(model, main.copy(), text.ids.bos, limit):
                 if token == text.ids.eos:
                     break

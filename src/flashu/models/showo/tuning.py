@@ -51,7 +51,7 @@ def recognizes(module: Any) -> bool:
 
 class Tuning:
     """See `models.batches.Tuning`. Rows come in the original's order: "t2i", "lm", "mmu"; a batch without labels is
-    told by its first token."""
+    known by its first token."""
 
     def __init__(self, module: Any) -> None:
         self.module = module

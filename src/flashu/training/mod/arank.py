@@ -2,7 +2,7 @@
 
 A causal matrix without its diagonal has the generic rank S - 1, so the number measures which singular values fall
 below the tolerance; it depends on the dtype, on S and on attention sinks. The spread and an effective rank stand
-beside it, and near ties are told.
+beside it, and near ties are reported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flashu.training.exact import layout_of
 log = logging.getLogger("flashu")
 Variant = Literal["prob", "score"]
 TIE = 0.5
-"""Layers whose ARank differs by no more are told as near ties."""
+"""Layers whose ARank differs by no more count as near ties."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,9 +57,9 @@ def score_engine(engine: Engine, tasks: Sequence[str], world: World, n: int, see
         add("hard editing", dict(zip(["hard " + k for k in edits.HARD_KINDS], parts[easy:], strict=True)))
         rng = np.random.default_rng((seed, 400))
         scenes = [held_scene(rng, world) for _ in range(n)]
-        told = [questions.describe_cells(scene) for scene in scenes]
-        said = engine.answer(pictures(scenes), [q for q, _ in told])
-        table["descriptions"] = float(np.mean([s.text == a for s, (_, a) in zip(said, told, strict=True)]))
+        described = [questions.describe_cells(scene) for scene in scenes]
+        said = engine.answer(pictures(scenes), [q for q, _ in described])
+        table["descriptions"] = float(np.mean([s.text == a for s, (_, a) in zip(said, described, strict=True)]))
     return table
 
 

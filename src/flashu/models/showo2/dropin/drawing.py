@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from flashu.inference.actions import Action, Append, Draw
-from flashu.inference.run import Run, SharedObservations, StepTrace
+from flashu.inference.history import SharedObservations
+from flashu.inference.run import Run, StepTrace
 from flashu.inference.samplers.base import Sampler
 from flashu.models.showo2.content import Part, Shown, Words
 from flashu.models.showo2.dropin.grid import evaluations
