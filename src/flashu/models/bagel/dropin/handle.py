@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -16,12 +15,12 @@ from flashu.inference.actions import Action, Append, Decode, Draw
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.calibrate.gather import observe
 from flashu.inference.calibrate.importance import FFNNorms
-from flashu.inference.engine import RecipeSource, recipe_for
-from flashu.inference.prepared import PreparedRecipe
+from flashu.inference.engine import RecipeSource
 from flashu.inference.run import Run, StepTrace, complete
 from flashu.inference.samplers.flow import FlowSampler
-from flashu.interfaces.bound import BoundMethods, unbind
-from flashu.models.adopt import sampled_token, stamp
+from flashu.interfaces.bound import BoundMethods
+from flashu.interfaces.instance import PatchedInstance
+from flashu.models.adopt import sampled_token
 from flashu.models.bagel.dropin.adopt import adopted, share
 from flashu.models.bagel.dropin.calls import DrawCall, Held, NotHere
 from flashu.models.bagel.guidance import Steering
@@ -30,47 +29,29 @@ from flashu.models.bagel.model import Bagel
 from flashu.models.bagel.rows import block_layout, drawn, words
 from flashu.models.bagel.spec import IMAGE, TEXT
 from flashu.models.bagel.vision import patches, unpatched
-from flashu.plan import MAIN, Task
+from flashu.plan import MAIN
 from flashu.plan.recipe import Recipe, exact
-from flashu.runtime.compile import LayerCalls
 from flashu.runtime.context import Context
-from flashu.runtime.executor import Executor
 
 log = logging.getLogger("flashu")
 
 
-class DropIn:
-    """A recipe prepared for an instance of the original class, and our view of that instance's weights.
+class DropIn(PatchedInstance):
+    """See `PatchedInstance`. Its contexts are the caller's own."""
 
-    It holds the weights, not the instance, which may be cast, moved or reloaded at any time: what was derived from its
-    weights is then made anew.
-    """
+    model: Bagel
 
     def __init__(self, module: nn.Module, recipe: RecipeSource, calibration: Calibration | None = None) -> None:
-        self.model: Bagel = adopted(module)
-        self._asked = recipe_for(self.model, recipe)
-        self._asked.check(self.model.spec)
-        self.prepared = PreparedRecipe(self._asked, calibration, LayerCalls())
+        super().__init__(adopted(module), module, recipe, calibration)
         self.trace: list[StepTrace] = []
         """One entry per forward of the latest image, or of the latest text."""
-        self._stamp = stamp(module)
-        self._lock = threading.RLock()
-        self._logged: set[str] = set()
 
-    @property
-    def recipe(self) -> Recipe:
-        return self.prepared.recipe
-
-    @property
-    def calibration(self) -> Calibration | None:
-        return self.prepared.calibration
+    def share(self, module: nn.Module) -> None:
+        share(self.model, module)
 
     def bind(self, module: nn.Module) -> None:
         """Answer the instance's calls from now on."""
         BagelMethods(module, self).bind()
-
-    def unbind(self, module: nn.Module) -> None:
-        unbind(module)
 
     # -- drawing -----------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -159,31 +140,6 @@ class DropIn:
                 complete(executor, [run])
             self.trace, ids = run.trace, run.text
         return torch.tensor([*start.tolist(), *ids], device=start.device)[:, None]
-
-    # -- inside ------------------------------------------------------------------------------------------------
-    def refresh(self, module: nn.Module) -> None:
-        """Follow the instance: after a cast, a move or a new checkpoint, point at its tensors and prepare anew."""
-        with self._lock:
-            now = stamp(module)
-            if now == self._stamp:
-                return
-            share(self.model, module)
-            self.prepared = PreparedRecipe(self._asked, self.calibration, self.prepared.calls)
-            self._stamp = now
-
-    def _ready(self, task: Task) -> Executor:
-        """An executor with what a task needs. All statistics are there by now, so no layout is needed to gather any."""
-        self.prepared.prepare(self.model, None, task)
-        return self._executor()
-
-    def _executor(self) -> Executor:
-        return Executor(self.prepared.runner(self.model))
-
-    def _leave(self, why: str) -> None:
-        """Say once why a call goes to the original program."""
-        if why not in self._logged:
-            self._logged.add(why)
-            log.warning("left to the original program: %s", why)
 
 
 class BagelMethods(BoundMethods):

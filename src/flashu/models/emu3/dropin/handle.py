@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,12 +15,12 @@ from flashu.inference.actions import Action, Append, Decode, Draw
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.calibrate.gather import UnderstandingWatch, observe
 from flashu.inference.calibrate.importance import FFNNorms
-from flashu.inference.engine import RecipeSource, recipe_for
-from flashu.inference.prepared import PreparedRecipe
+from flashu.inference.engine import RecipeSource
 from flashu.inference.run import Run, StepTrace, complete
 from flashu.inference.samplers.autoregressive import AutoregressiveSampler
-from flashu.interfaces.bound import BoundMethods, unbind
-from flashu.models.adopt import place, stamp
+from flashu.interfaces.bound import BoundMethods
+from flashu.interfaces.instance import PatchedInstance
+from flashu.models.adopt import place
 from flashu.models.emu3.dropin.call import Call, Unlike, read
 from flashu.models.emu3.dropin.rows import Chooser, Course, RowNoise, StepNoise, course
 from flashu.models.emu3.layout import UNCOND, tokens, words
@@ -30,7 +29,6 @@ from flashu.models.emu3.model import Emu3
 from flashu.models.emu3.official import VISION, official_config
 from flashu.plan import MAIN, Guidance, Task
 from flashu.plan.recipe import Recipe, exact
-from flashu.runtime.compile import LayerCalls
 from flashu.runtime.executor import Executor
 
 log = logging.getLogger("flashu")
@@ -61,47 +59,34 @@ def share(view: Emu3, module: nn.Module) -> None:
     fill_buffers(view, view.device)
 
 
-class DropIn:
-    """A recipe prepared for an instance of transformers' class, and our view of that instance's weights.
+class DropIn(PatchedInstance):
+    """See `PatchedInstance`."""
 
-    It holds the weights, not the instance, which may be cast, moved or reloaded at any time: what was derived from its
-    weights is then made anew.
-    """
+    model: Emu3
 
     def __init__(self, module: nn.Module, recipe: RecipeSource, calibration: Calibration | None = None) -> None:
-        self.model = adopted(module)
-        self._asked = recipe_for(self.model, recipe)
-        if self._asked.padded:
-            raise RecipeError("Emu3's rows have no padding: leave reference mode")
-        self._asked.check(self.model.spec)
-        self.prepared = PreparedRecipe(self._asked, calibration, LayerCalls())
+        super().__init__(adopted(module), module, recipe, calibration)
         self.trace: list[StepTrace] = []
         """One entry per forward of the first row of the latest call; empty where the original answered it."""
-        self._stamp = stamp(module)
-        self._lock = threading.RLock()
-        self._logged: set[str] = set()
 
-    @property
-    def recipe(self) -> Recipe:
-        return self.prepared.recipe
+    def check(self, recipe: Recipe) -> None:
+        if recipe.padded:
+            raise RecipeError("Emu3's rows have no padding: leave reference mode")
+        super().check(recipe)
 
-    @property
-    def calibration(self) -> Calibration | None:
-        return self.prepared.calibration
+    def share(self, module: nn.Module) -> None:
+        share(self.model, module)
 
     # -- the instance's method -------------------------------------------------------------------------------------
     def bind(self, module: nn.Module) -> None:
         """Answer the instance's ``generate`` from now on."""
         Emu3Methods(module, self).bind()
 
-    def unbind(self, module: nn.Module) -> None:
-        unbind(module)
-
     @torch.no_grad()
     def generate(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the original's ``generate`` returns for a call; None where only the original can answer it."""
         self.trace = []
-        self._refresh(module)
+        self.refresh(module)
         try:
             call = read(module, self.model.config.ids.image, args, kwargs)
             rows = self._answered(call) if call.allowed is None else self._drawn(call)
@@ -126,7 +111,7 @@ class DropIn:
         if not all(one.drawn for one in courses):
             raise Unlike("nothing is to be drawn")
         actions = [self._drawing(call, row, one, None) for row, one in enumerate(courses)]
-        executor = self._ready("generation", actions)
+        executor = self._calibrated("generation", actions)
         noise = self._noise(call)
         if noise is not None:
             actions = [self._drawing(call, row, one, noise) for row, one in enumerate(courses)]
@@ -172,7 +157,7 @@ class DropIn:
         actions: list[list[Action]] = [
             [Append((MAIN,), (self._row(row),)), Decode(MAIN, call.eos, call.limit)] for row in call.rows
         ]
-        executor = self._ready("understanding", actions)
+        executor = self._calibrated("understanding", actions)
         noise = self._noise(call)
         runs = [
             Run(script, self.recipe, self.model.spec, choose=Chooser(call, noise, row))
@@ -199,7 +184,7 @@ class DropIn:
         complete(executor, runs)
         self.trace = runs[0].trace
 
-    def _ready(self, task: Task, scripts: Sequence[Sequence[Action]]) -> Executor:
+    def _calibrated(self, task: Task, scripts: Sequence[Sequence[Action]]) -> Executor:
         """An executor with what the recipe needs for a task; statistics that it lacks are gathered on these scripts,
         with the full model."""
         with self._lock:
@@ -212,22 +197,7 @@ class DropIn:
                 about = {"source": f"the caller's script, {len(scripts)} rows"}
                 correlation = None if watch is None else watch.attended.correlation()
                 self.prepared.learn(self.model, task, norms.scores(self.model), about, correlation)
-            self.prepared.prepare(self.model, None, task)
-            return Executor(self.prepared.runner(self.model))
-
-    def _refresh(self, module: nn.Module) -> None:
-        """Follow the instance: after a cast, a move or a new checkpoint, point at its tensors and prepare anew."""
-        with self._lock:
-            if (now := stamp(module)) != self._stamp:
-                share(self.model, module)
-                self.prepared = PreparedRecipe(self._asked, self.calibration, self.prepared.calls)
-                self._stamp = now
-
-    def _leave(self, why: str) -> None:
-        """Say once why a call goes to the original program."""
-        if why not in self._logged:
-            self._logged.add(why)
-            log.warning("left to the original program: %s", why)
+            return self._ready(task)
 
 
 class Emu3Methods(BoundMethods):

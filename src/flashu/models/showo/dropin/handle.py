@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from functools import partial
 from typing import Any
 
@@ -15,61 +14,46 @@ from flashu.inference.actions import Action, Append, Decode, Draw
 from flashu.inference.calibrate.calibration import Calibration
 from flashu.inference.calibrate.gather import UnderstandingWatch, observe
 from flashu.inference.calibrate.importance import FFNNorms
-from flashu.inference.engine import RecipeSource, recipe_for
-from flashu.inference.prepared import PreparedRecipe
+from flashu.inference.engine import RecipeSource
 from flashu.inference.run import Run, StepTrace, complete
 from flashu.inference.samplers.masked import MaskedSampler, Numbers, cosine
 from flashu.inference.samplers.noise import Noise
-from flashu.interfaces.bound import BoundMethods, unbind
-from flashu.models.adopt import attribute, sampled_token, stamp
+from flashu.interfaces.bound import BoundMethods
+from flashu.interfaces.instance import PatchedInstance
+from flashu.models.adopt import attribute, sampled_token
 from flashu.models.showo.dropin.adopt import adopted, share
 from flashu.models.showo.dropin.calls import CallNoise, DrawCall, layout_of, stripped
 from flashu.models.showo.layout import PADDED, UNCOND, block, words
 from flashu.models.showo.model import ShowO
 from flashu.models.showo.text import SpecialIds
-from flashu.plan import MAIN, Guidance, Task
+from flashu.plan import MAIN, Guidance
 from flashu.plan.recipe import Recipe, exact
-from flashu.runtime.compile import LayerCalls
-from flashu.runtime.executor import Executor
 from flashu.runtime.layout import Segment
 
 log = logging.getLogger("flashu")
 
 
-class DropIn:
-    """A recipe prepared for an instance of the original class, and our view of that instance's weights.
+class DropIn(PatchedInstance):
+    """See `PatchedInstance`."""
 
-    It holds the weights, not the instance, which may be cast, moved or reloaded at any time: what was derived from its
-    weights is then made anew.
-    """
+    model: ShowO
 
     def __init__(self, module: nn.Module, recipe: RecipeSource, calibration: Calibration | None = None) -> None:
-        self.model: ShowO = adopted(module)
-        self._asked = recipe_for(self.model, recipe)
-        self._asked.check(self.model.spec)
-        if self._asked.padded:
-            raise RecipeError(PADDED)
-        self.prepared = PreparedRecipe(self._asked, calibration, LayerCalls())
+        super().__init__(adopted(module), module, recipe, calibration)
         self.trace: list[StepTrace] = []
         """One entry per forward of the first of the latest images, or of the latest answer."""
-        self._stamp = stamp(module)
-        self._lock = threading.RLock()
-        self._logged: set[str] = set()
 
-    @property
-    def recipe(self) -> Recipe:
-        return self.prepared.recipe
+    def check(self, recipe: Recipe) -> None:
+        super().check(recipe)
+        if recipe.padded:
+            raise RecipeError(PADDED)
 
-    @property
-    def calibration(self) -> Calibration | None:
-        return self.prepared.calibration
+    def share(self, module: nn.Module) -> None:
+        share(self.model, module)
 
     def bind(self, module: nn.Module) -> None:
         """Answer the instance's calls from now on."""
         ShowOMethods(module, self).bind()
-
-    def unbind(self, module: nn.Module) -> None:
-        unbind(module)
 
     # -- drawing -----------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -176,31 +160,6 @@ class DropIn:
         self.prepared.learn(
             self.model, "understanding", watch.norms.scores(self.model), about, watch.attended.correlation()
         )
-
-    # -- inside ------------------------------------------------------------------------------------------------
-    def refresh(self, module: nn.Module) -> None:
-        """Follow the instance: after a cast, a move or a new checkpoint, point at its tensors and prepare anew."""
-        with self._lock:
-            now = stamp(module)
-            if now == self._stamp:
-                return
-            share(self.model, module)
-            self.prepared = PreparedRecipe(self._asked, self.calibration, self.prepared.calls)
-            self._stamp = now
-
-    def _ready(self, task: Task) -> Executor:
-        """An executor with what a task needs. All statistics are there by now, so no layout is needed to gather any."""
-        self.prepared.prepare(self.model, None, task)
-        return self._executor()
-
-    def _executor(self) -> Executor:
-        return Executor(self.prepared.runner(self.model))
-
-    def _leave(self, why: str) -> None:
-        """Say once why a call goes to the original program."""
-        if why not in self._logged:
-            self._logged.add(why)
-            log.warning("left to the original program: %s", why)
 
 
 class ShowOMethods(BoundMethods):

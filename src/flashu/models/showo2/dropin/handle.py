@@ -12,11 +12,8 @@ from torch import Tensor, nn
 
 from flashu.errors import RecipeError
 from flashu.inference.calibrate.calibration import Calibration
-from flashu.inference.engine import recipe_for
-from flashu.inference.prepared import PreparedRecipe
 from flashu.inference.run import StepTrace
-from flashu.interfaces.bound import unbind
-from flashu.models.adopt import stamp
+from flashu.interfaces.instance import PatchedInstance
 from flashu.models.showo2 import naive
 from flashu.models.showo2.dropin.adopt import Block, Unpatchify, adopted, share
 from flashu.models.showo2.dropin.bound import ShowO2Methods
@@ -26,22 +23,17 @@ from flashu.models.showo2.dropin.masks import as_in_training, layout_of, with_im
 from flashu.models.showo2.dropin.talking import answered
 from flashu.models.showo2.dropin.tuning import learn_from_drawing, learn_from_question
 from flashu.models.showo2.model import ShowO2
-from flashu.plan import Task
 from flashu.plan.presets import RecipeSource
 from flashu.plan.recipe import Recipe, exact
-from flashu.runtime.compile import LayerCalls
-from flashu.runtime.executor import Executor
 from flashu.runtime.layout import TokenLayout
 
 log = logging.getLogger("flashu")
 
 
-class DropIn:
-    """A recipe prepared for an instance of the original class, and our view of that instance's weights.
+class DropIn(PatchedInstance):
+    """See `PatchedInstance`. Each thread has its own drawing."""
 
-    It holds the weights, not the instance. Each thread has its own drawing. The instance may be cast, moved or
-    reloaded at any time: what was derived from its weights is then made anew.
-    """
+    model: ShowO2
 
     def __init__(
         self,
@@ -53,30 +45,22 @@ class DropIn:
         unpatchify: Unpatchify = "raster",
         understanding_block: Block = "script",
     ) -> None:
-        self.model: ShowO2 = adopted(
+        view: ShowO2 = adopted(
             module, exact_rope=exact_rope, unpatchify=unpatchify, understanding_block=understanding_block
         )
-        self._asked = recipe_for(self.model, recipe)
-        if self._asked.solver != "euler":
-            raise RecipeError(
-                f"the program's own sampler moves the latents, so the solver cannot be {self._asked.solver}"
-            )
-        self._asked.check(self.model.spec)
-        self.prepared = PreparedRecipe(self._asked, calibration, LayerCalls())
+        super().__init__(view, module, recipe, calibration)
         self._exact_rope = exact_rope
-        self._stamp = stamp(module)
-        self._lock = threading.RLock()
         self._mine = threading.local()
         self._last = DEMO
-        self._logged: set[str] = set()
 
-    @property
-    def recipe(self) -> Recipe:
-        return self.prepared.recipe
+    def check(self, recipe: Recipe) -> None:
+        if recipe.solver != "euler":
+            raise RecipeError(f"the program's own sampler moves the latents, so the solver cannot be {recipe.solver}")
+        super().check(recipe)
 
-    @property
-    def calibration(self) -> Calibration | None:
-        return self.prepared.calibration
+    def share(self, module: nn.Module) -> None:
+        share(self.model, module, self._exact_rope)
+        self._mine = threading.local()
 
     @property
     def trace(self) -> list[StepTrace]:
@@ -87,9 +71,6 @@ class DropIn:
     def bind(self, module: nn.Module) -> None:
         """Answer the instance's calls from now on."""
         ShowO2Methods(module, self).bind()
-
-    def unbind(self, module: nn.Module) -> None:
-        unbind(module)
 
     # -- drawing -----------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -179,29 +160,3 @@ class DropIn:
     def embed(self, module: nn.Module, ids: Tensor) -> Tensor:
         self.refresh(module)
         return self.model.embed_tokens(ids)
-
-    # -- inside ------------------------------------------------------------------------------------------------
-    def refresh(self, module: nn.Module) -> None:
-        """Follow the instance: after a cast, a move or a new checkpoint, point at its tensors and prepare anew."""
-        with self._lock:
-            now = stamp(module)
-            if now == self._stamp:
-                return
-            share(self.model, module, self._exact_rope)
-            self.prepared = PreparedRecipe(self._asked, self.calibration, self.prepared.calls)
-            self._stamp = now
-            self._mine = threading.local()
-
-    def _ready(self, task: Task) -> Executor:
-        """An executor with what a task needs. All statistics are there by now, so no layout is needed to gather any."""
-        self.prepared.prepare(self.model, None, task)
-        return self._executor()
-
-    def _executor(self) -> Executor:
-        return Executor(self.prepared.runner(self.model))
-
-    def _leave(self, why: str) -> None:
-        """Say once why a call goes to the original program."""
-        if why not in self._logged:
-            self._logged.add(why)
-            log.warning("left to the original program: %s", why)
