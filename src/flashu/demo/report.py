@@ -19,11 +19,11 @@ from flashu.evaluation.files import atomic_write, write_json
 
 FOLDER = Path(__file__).parent
 MEANINGS = {
-    "original": "the original program: whole rows padded to full length in every forward, the picture embedded twice, "
-    "logits computed that nobody reads, and for answers the whole row again for every token",
+    "original": "the original program's computation, with all that its results do not need; the model's page in the "
+    "documentation lists what that is",
     "exact": "the full model with only the wasted work removed: the same pictures up to rounding",
     "quality": "FlashU held back: less pruned, no skipped layers, every visual token kept",
-    "paper": "FlashU with the paper's settings: pruned FFNs, skipped layers, a cached flow head, fewer forwards under "
+    "paper": "FlashU with the paper's settings: pruned FFNs, skipped layers, kept features, fewer forwards under "
     "rising guidance, and for questions pruned visual tokens",
 }
 GROUPS = {"two": "two objects", "single": "single object", "attribution": "colour attribution"}
