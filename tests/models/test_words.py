@@ -15,7 +15,8 @@ def tokenizer(unknown: str | None) -> Tokenizer:
 
 
 def test_a_warning_names_them_and_what_is_known(caplog: pytest.LogCaptureFixture) -> None:
-    assert encode(tokenizer("[?]"), "shy red yak") == [0, 1, 0]
+    for _ in range(2):  # and once is enough
+        assert encode(tokenizer("[?]"), "shy red yak") == [0, 1, 0]
     assert caplog.messages == ["this model does not know 'shy', 'yak'; it knows circle, red"]
 
 

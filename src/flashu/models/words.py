@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 from tokenizers import Tokenizer
 
@@ -25,8 +26,14 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     lacking = [text[slice(*at)] for at, token in zip(encoding.offsets, encoding.ids, strict=True) if token == id_]
     vocabulary = sorted(word for word in tokenizer.get_vocab() if word.isalpha())
     known = ", ".join(vocabulary[:SHOWN]) + (", ..." if len(vocabulary) > SHOWN else "")
-    log.warning("this model does not know %s; it knows %s", ", ".join(map(repr, lacking)), known)
+    _warn(", ".join(map(repr, lacking)), known)
     return encoding.ids
+
+
+@cache
+def _warn(lacking: str, known: str) -> None:
+    """Once for the same words: a text is encoded again for every request."""
+    log.warning("this model does not know %s; it knows %s", lacking, known)
 
 
 def checked(kind: str, text: object, limit: int, encode: Callable[[str], list[int]]) -> list[int]:
