@@ -226,6 +226,19 @@ def test_every_recipe(original: Any, task: str) -> None:
     assert isinstance(recipe, Recipe)
 
 
+@pytest.mark.parametrize("assign", [False, True])  # into its parameters, or others instead of them
+def test_the_instance_may_change_in_between(original: Any, assign: bool) -> None:
+    module = copy.deepcopy(original)
+    flashu.apply_flashu_patch(module, "exact")
+    module.generate(**drawing())
+    other = {name: value.flip(0) if name == "lm_head.weight" else value for name, value in module.state_dict().items()}
+    module.load_state_dict(other, assign=assign)
+    got = new(drawing(), module.generate(**drawing()))
+    flashu.remove_flashu_patch(module)
+    assert torch.equal(got, new(drawing(), module.generate(**drawing())))
+    assert not torch.equal(got, G["gen.tokens"])
+
+
 def test_another_class_is_refused() -> None:
     with pytest.raises(flashu.FlashUError, match="Emu3"):
         flashu.apply_flashu_patch(torch.nn.Linear(2, 2))

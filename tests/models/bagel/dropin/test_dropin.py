@@ -96,6 +96,20 @@ def test_exact_gives_the_same_tokens(authors):
         handle.unbind(authors)
 
 
+@pytest.mark.parametrize("assign", [False, True])  # into its parameters, or others instead of them
+def test_the_instance_may_change_in_between(assign):
+    module = AuthorsBagel(config())
+    module.load_state_dict(model().state_dict())
+    handle = DropIn(module.eval().requires_grad_(False), "exact")
+    handle.bind(module)
+    before = drawing(module)
+    module.load_state_dict({name: value * 1.1 for name, value in module.state_dict().items()}, assign=assign)
+    got = drawing(module)
+    handle.unbind(module)
+    assert (got - drawing(module)).abs().max() < 5e-5
+    assert (got - before).abs().max() > 1e-2
+
+
 def test_recipes_act_on_the_authors_class(authors):
     recipe = Recipe((FFNPrune("generation", ratio=0.3, tau=0), HeadCache(interval=2, tau=0), FewerSteps(steps=3)))
     handle = DropIn(authors, recipe)

@@ -213,11 +213,12 @@ def test_the_paper_patch_and_its_removal(model: Showo) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_instance_may_change_in_between(model: Showo) -> None:
+@pytest.mark.parametrize("assign", [False, True])  # into its parameters, or others instead of them
+def test_the_instance_may_change_in_between(model: Showo, assign: bool) -> None:
     flashu.apply_flashu_patch(model, "exact")
     draw(model)
     other = {name: value * 1.1 for name, value in model.state_dict().items()}
-    model.load_state_dict(other)
+    model.load_state_dict(other, assign=assign)
     changed, _ = draw(model)
     plain = tiny()
     plain.load_state_dict(other)
