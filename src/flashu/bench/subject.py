@@ -39,7 +39,7 @@ QUESTION = "is there a red circle above the blue square and a green triangle lef
 @dataclass(frozen=True, eq=False)
 class Subject:
     """``steps``: what an image is asked for before a recipe shortens it; ``new_tokens``: of every answer; ``edits``:
-    images are drawn of others."""
+    images are drawn of others; ``layers``: of the decoder, where fewer were asked for than the released size has."""
 
     name: str
     model: Any
@@ -49,6 +49,7 @@ class Subject:
     steps: int
     new_tokens: int
     edits: bool = False
+    layers: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -170,6 +171,7 @@ class Subject:
             "batch": self.batch,
             "dtype": str(self.dtype).removeprefix("torch."),
             "weights": " ".join(filter(None, (self.weights, ONE_LAYER if self.one_layer else ""))),
+            "layers": self.layers,
             "device": str(self.device),
             "pixels": [defaults.height, defaults.width],
             "guidance": self.guidance,
@@ -208,19 +210,26 @@ def open_subject(
     pack: bool = False,
     quantization: str | None = None,
     offloading: bool = False,
+    layers: int | None = None,
 ) -> Subject:
     """The subject of a name: a released size (random weights, bf16 by default), "scenes", a checkpoint.
 
-    Its weights are packed, quantized or offloaded as a user's would be; at most one of these.
+    ``layers``: only so many decoder layers, of a released size. The weights are packed, quantized or offloaded as a
+    user's would be; at most one of these.
     """
     check_placement(offloading, quantization, pack)
     random = next((known.random for known in families() if name in known.random_sizes), None)
     if random is None:
+        if layers is not None:
+            raise FlashUError(
+                f"{name} has weights of its own: only a released size with random ones can have fewer layers"
+            )
         model = open_model(name, dtype=dtype, device=device, offload=offloading, quantize=quantization, pack=pack)
         processor = model.processor
     else:
-        model, processor = _random(random, name, dtype, torch.device(device), pack, quantization, offloading)
-    return subject_of(name, model, processor, task, batch=batch, steps=steps, new_tokens=new_tokens)
+        model, processor = _random(random, name, dtype, torch.device(device), pack, quantization, offloading, layers)
+    subject = subject_of(name, model, processor, task, batch=batch, steps=steps, new_tokens=new_tokens)
+    return replace(subject, layers=layers)
 
 
 def _random(
@@ -231,10 +240,11 @@ def _random(
     packing: bool,
     quantization: str | None,
     offloading: bool,
+    layers: int | None,
 ) -> tuple[Any, Any]:
     """A model with random weights and its processor."""
     place = torch.device("cpu") if offloading else device
-    model, processor = random(name, dtype or torch.bfloat16, place, device)
+    model, processor = random(name, dtype or torch.bfloat16, place, device, layers)
     if packing:
         pack(model)
     if quantization is not None:

@@ -85,6 +85,7 @@ def title(report: Report) -> str:
     height, width = about["pixels"]
     threads = f" ({machine['threads']} threads)" if about["device"] == "cpu" else ""
     weights = f" {about['weights']}" if about["weights"] else ""
+    weights += f", {about['layers']} decoder layers only," if about["layers"] else ""
     return (
         f"{about['model']} {about['task']}, {width}x{height} px, batch {about['batch']}, {about['dtype']}{weights} on "
         f"{machine['device']}{threads}"

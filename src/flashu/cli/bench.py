@@ -36,6 +36,10 @@ def bench(
     steps: opt.Steps = None,
     new_tokens: Annotated[int | None, opt.number("max_new_tokens", "Tokens of every answer (32).")] = None,
     repeats: Annotated[int, opt.number("repeats", "Interleaved rounds.")] = 3,
+    layers: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Only so many decoder layers, of a released size: what all take is long."),
+    ] = None,
     steps_sampled: Annotated[
         bool, typer.Option("--steps-sampled", help="Time each kind of forward once and compose whole runs from them.")
     ] = False,
@@ -72,6 +76,7 @@ def bench(
         pack=options.pack,
         quantization=options.quantize,
         offloading=options.offload,
+        layers=layers,
     )
     with progress() as bars:
         bar = bars.add_task("", total=None)

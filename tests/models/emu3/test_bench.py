@@ -15,9 +15,11 @@ from flashu.bench.table import tabulated
 from flashu.cli.output import out
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.emu3.config import Emu3Config, Ids, TextConfig, VQConfig
+from flashu.models.emu3.model import Emu3
 from flashu.models.emu3.processor import Processor
-from flashu.models.emu3.random import fits, random_model, random_vq
+from flashu.models.emu3.random import SPARE, random_model, random_vq
 from flashu.models.emu3.text import Template, Text
+from flashu.models.random_weights import fits
 from flashu.scenes import tokenizer
 
 TEXT = TextConfig(400, 64, 96, 4, 4, 2, 512)
@@ -63,9 +65,10 @@ def test_answering() -> None:
 
 
 def test_where_memory_is_short() -> None:
-    assert fits(Emu3Config(TEXT, codes=16, ids=Ids(*range(100, 110))), torch.bfloat16, CPU)
+    small = Emu3Config(TEXT, codes=16, ids=Ids(*range(100, 110)))
+    assert fits(lambda: Emu3(small), torch.bfloat16, CPU, SPARE)
     layers = replace(Emu3Config().text, num_hidden_layers=5000)
-    assert not fits(replace(Emu3Config(), text=layers), torch.bfloat16, CPU)
+    assert not fits(lambda: Emu3(replace(Emu3Config(), text=layers)), torch.bfloat16, CPU, SPARE)
     model = random_model(Emu3Config(TEXT, codes=16, ids=Ids(*range(100, 110))), torch.bfloat16, CPU, one_layer=True)
     assert len(model.layers) == TEXT.num_hidden_layers
     assert sum(p.numel() for p in model.layers[0].parameters()) == sum(p.numel() for p in model.layers.parameters())
