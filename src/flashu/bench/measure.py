@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean, median
 
-import torch
 from torch import Tensor
 
 from flashu.bench.ceiling import highest, measure_ceiling
@@ -58,6 +57,8 @@ def bench(
     ``sampled``: compose each run from one forward of each kind; ``check``: also run each row whole, once. ``say`` is
     called with what is being done. A row that this machine cannot run is skipped, with the reason in its note.
     """
+    if subject.layers and not sampled:
+        raise FlashUError("whole runs need all layers: give --steps-sampled with --layers")
     programs, notes = programs_of(rows, subject)
     clock = clock_of(subject.device)
     say("measuring the machine's ceilings")
@@ -115,7 +116,7 @@ def programs_of(rows: Sequence[Row], subject: Subject) -> tuple[list[Program], d
 # -- runs --------------------------------------------------------------------------------------------------------
 def whole_run(program: Program, clock: Clock) -> Sample:
     """A whole request."""
-    return _run(program.whole, clock, program.subject.device)
+    return _run(program.whole, clock, program.subject)
 
 
 def short_run(
@@ -130,14 +131,14 @@ def short_run(
     every kind is known."""
     if all(kind in known for kind in program.counts()):
         return Sample([], 0.0, None)
-    return _run(lambda tracer: program.run(tracer, known, eager=eager), clock, program.subject.device, at_least)
+    return _run(lambda tracer: program.run(tracer, known, eager=eager), clock, program.subject, at_least)
 
 
-def _run(call: Callable[[Tracer], Tensor], clock: Clock, device: torch.device, at_least: float = 0.0) -> Sample:
-    tracer = Tracer(clock)
+def _run(call: Callable[[Tracer], Tensor], clock: Clock, subject: Subject, at_least: float = 0.0) -> Sample:
+    tracer = Tracer(clock, subject.depth)
     spans: list[Span] = []
     seconds = 0.0
-    with Peak(device) as peak:
+    with Peak(subject.device) as peak:
         while not spans or seconds < at_least:
             result, took = timed(partial(call, tracer), clock)
             spans += tracer.collect()
@@ -227,8 +228,9 @@ def summary(program: Program, samples: Sequence[Sample], flops: Mapping[StepKind
             for kind in {kind: None for count in counts for kind in count}
         ),
         flops=sum(count * flops[kind] for kind, count in forwards[-1].items()),
-        flops_predicted=program.flops,
-        bytes=sum(count * program.bytes_of(kind) for kind, count in forwards[-1].items()),
+        # From the sizes of the model at hand, which lacks layers.
+        flops_predicted=0.0 if program.subject.layers else program.flops,
+        bytes=0.0 if program.subject.layers else sum(n * program.bytes_of(kind) for kind, n in forwards[-1].items()),
         model_seconds=median(compose(s.spans, count) for s, count in zip(samples, forwards, strict=True)),
         peak_memory=max(peaks) if peaks else None,
     )

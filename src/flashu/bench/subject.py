@@ -39,7 +39,8 @@ QUESTION = "is there a red circle above the blue square and a green triangle lef
 @dataclass(frozen=True, eq=False)
 class Subject:
     """``steps``: what an image is asked for before a recipe shortens it; ``new_tokens``: of every answer; ``edits``:
-    images are drawn of others; ``layers``: of the decoder, where fewer were asked for than the released size has."""
+    images are drawn of others; ``layers``: of the decoder, where fewer were asked for than the ``whole``
+    model has; the seconds and FLOPs of its decoder are then composed of theirs."""
 
     name: str
     model: Any
@@ -50,6 +51,7 @@ class Subject:
     new_tokens: int
     edits: bool = False
     layers: int | None = None
+    whole: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +90,11 @@ class Subject:
     def one_layer(self) -> bool:
         """Whether all layers are one, because the weights of each did not fit."""
         return len(self.model.layers) > len({id(layer) for layer in self.model.layers}) == 1
+
+    @property
+    def depth(self) -> float:
+        """How many times the decoder's layers the whole model's are."""
+        return self.whole / self.layers if self.layers else 1.0
 
     @property
     def units(self) -> tuple[int, str]:
@@ -172,6 +179,7 @@ class Subject:
             "dtype": str(self.dtype).removeprefix("torch."),
             "weights": " ".join(filter(None, (self.weights, ONE_LAYER if self.one_layer else ""))),
             "layers": self.layers,
+            "whole_layers": self.whole or None,
             "device": str(self.device),
             "pixels": [defaults.height, defaults.width],
             "guidance": self.guidance,
@@ -229,7 +237,11 @@ def open_subject(
     else:
         model, processor = _random(random, name, dtype, torch.device(device), pack, quantization, offloading, layers)
     subject = subject_of(name, model, processor, task, batch=batch, steps=steps, new_tokens=new_tokens)
-    return replace(subject, layers=layers)
+    if layers is None:
+        return subject
+    meta = torch.device("meta")
+    whole, _ = random(name, model.dtype, meta, meta)
+    return replace(subject, layers=layers, whole=len(whole.layers))
 
 
 def _random(

@@ -60,9 +60,9 @@ def use(report: Report, row: RowResult) -> dict[str, str]:
     return {
         "row": row.name,
         "FLOPs": amount(row.flops).removesuffix("FLOPs"),
-        "shapes": amount(row.flops_predicted).removesuffix("FLOPs"),
+        "shapes": amount(row.flops_predicted).removesuffix("FLOPs") if row.flops_predicted else "",
         "matmul": f"{row.flops_per_second / report.ceiling['flops']:.0%}",
-        "copy": f"{row.bytes_per_second / report.ceiling['bytes']:.0%}",
+        "copy": f"{row.bytes_per_second / report.ceiling['bytes']:.0%}" if row.bytes else "",
         "memory": memory(row.peak_memory),
         "compile": "" if row.compile_seconds is None else duration(row.compile_seconds),
     }
@@ -85,7 +85,8 @@ def title(report: Report) -> str:
     height, width = about["pixels"]
     threads = f" ({machine['threads']} threads)" if about["device"] == "cpu" else ""
     weights = f" {about['weights']}" if about["weights"] else ""
-    weights += f", {about['layers']} decoder layers only," if about["layers"] else ""
+    if about["layers"]:
+        weights += f", {about['whole_layers']} decoder layers composed of {about['layers']},"
     return (
         f"{about['model']} {about['task']}, {width}x{height} px, batch {about['batch']}, {about['dtype']}{weights} on "
         f"{machine['device']}{threads}"

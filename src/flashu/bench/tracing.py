@@ -20,10 +20,13 @@ from flashu.runtime.runner import Runner
 
 
 class Tracer:
-    """Records the spans of a request: every interval between two readings belongs to one span and one component."""
+    """Records the spans of a request: every interval between two readings belongs to one span and one component.
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    ``depth``: what the decoder's amounts are multiplied by, for layers that are left out.
+    """
+
+    def __init__(self, clock: Clock, depth: float = 1.0) -> None:
+        self.clock, self.depth = clock, depth
         self._kinds: list[StepKind] = []
         self._span: int | None = None
         self._component = OTHER
@@ -62,7 +65,8 @@ class Tracer:
         components: list[dict[str, float]] = [{} for _ in self._kinds]
         for (start, span, name), (end, _, _) in pairwise(self._readings):
             if span is not None:
-                components[span][name] = components[span].get(name, 0.0) + self.clock.between(start, end)
+                amount = self.clock.between(start, end) * (self.depth if name == DECODER else 1.0)
+                components[span][name] = components[span].get(name, 0.0) + amount
         spans = [Span(kind, own) for kind, own in zip(self._kinds, components, strict=True)]
         self._kinds, self._readings = [], []
         return spans

@@ -38,7 +38,11 @@ def bench(
     repeats: Annotated[int, opt.number("repeats", "Interleaved rounds.")] = 3,
     layers: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="Only so many decoder layers, of a released size: what all take is long."),
+        typer.Option(
+            min=1,
+            max=1000,
+            help="With --steps-sampled, of a released size: time so many decoder layers, and compose all of them.",
+        ),
     ] = None,
     steps_sampled: Annotated[
         bool, typer.Option("--steps-sampled", help="Time each kind of forward once and compose whole runs from them.")
