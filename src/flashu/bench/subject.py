@@ -237,7 +237,7 @@ def open_subject(
     else:
         model, processor = _random(random, name, dtype, torch.device(device), pack, quantization, offloading, layers)
     subject = subject_of(name, model, processor, task, batch=batch, steps=steps, new_tokens=new_tokens)
-    if layers is None:
+    if layers is None or random is None:
         return subject
     meta = torch.device("meta")
     whole, _ = random(name, model.dtype, meta, meta)
