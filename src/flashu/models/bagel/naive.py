@@ -38,6 +38,13 @@ class Cache:
     def copy(self) -> Cache:
         return Cache([k.clone() for k in self.keys], [v.clone() for v in self.values], self.position)
 
+    def lengthen(self, count: int) -> None:
+        """As long as if so many tokens had joined, for timing: the last one's keys and values again."""
+        self.keys, self.values = (
+            [torch.cat((y, y[-1:].repeat(count, 1, 1))) for y in own] for own in (self.keys, self.values)
+        )
+        self.position += count
+
 
 def passed(
     model: Bagel,
@@ -102,36 +109,43 @@ def embedded(model: Bagel, ids: Sequence[int]) -> Tensor:
     return model.embed_tokens(torch.tensor(list(ids), dtype=torch.long, device=model.device))
 
 
-def add_text(model: Bagel, cache: Cache, ids: Sequence[int]) -> Tensor:
+def add_text(model: Bagel, cache: Cache, ids: Sequence[int], part: Part = unnamed) -> Tensor:
     """A text block joins a context; returns its normed output."""
     at = torch.arange(cache.position, cache.position + len(ids), device=model.device)
-    hidden = passed(model, embedded(model, ids), at, cache, None, causal=True, keep=True)
+    with part("LLM"):
+        hidden = passed(model, embedded(model, ids), at, cache, None, causal=True, keep=True)
     cache.position += len(ids)
     return hidden
 
 
-def add_seen(model: Bagel, cache: Cache, pixels: Tensor, markers: tuple[int, int]) -> None:
+def add_seen(model: Bagel, cache: Cache, pixels: Tensor, markers: tuple[int, int], part: Part = unnamed) -> None:
     """A picture for the ViT joins a context; pixels [3, H, W]."""
     size, side = model.config.vit.patch_size, model.config.vit_max_num_patch_per_side
     rows, columns = pixels.shape[-2] // size, pixels.shape[-1] // size
     places = table_rows(rows, columns, side).to(model.device)
-    tokens = patches(pixels[None].to(model.device, model.dtype), size)
-    viewed = model.connector(model.vit_model.vision_model(tokens, places))[0] + model.vit_pos_embed.pos_embed[places]
-    _add_image(model, cache, viewed, markers, None)
+    with part("features"):
+        tokens = patches(pixels[None].to(model.device, model.dtype), size)
+        viewed = (
+            model.connector(model.vit_model.vision_model(tokens, places))[0] + model.vit_pos_embed.pos_embed[places]
+        )
+    _add_image(model, cache, viewed, markers, None, part)
 
 
-def add_latents(model: Bagel, cache: Cache, latents: Tensor, markers: tuple[int, int]) -> None:
+def add_latents(model: Bagel, cache: Cache, latents: Tensor, markers: tuple[int, int], part: Part = unnamed) -> None:
     """A picture as clean latents [z, h, w] joins a context."""
     tokens = latent_tokens(model, latents)
     x = _latents_embedded(model, tokens, 0.0, *(side // model.config.latent_patch_size for side in latents.shape[-2:]))
-    _add_image(model, cache, x, markers, slice(1, len(x) + 1))
+    _add_image(model, cache, x, markers, slice(1, len(x) + 1), part)
 
 
-def _add_image(model: Bagel, cache: Cache, x: Tensor, markers: tuple[int, int], latents: slice | None) -> None:
+def _add_image(
+    model: Bagel, cache: Cache, x: Tensor, markers: tuple[int, int], latents: slice | None, part: Part
+) -> None:
     text = embedded(model, markers)
     x = torch.cat((text[:1], x.to(text.dtype), text[1:]))
     at = torch.full((len(x),), cache.position, device=model.device)
-    passed(model, x, at, cache, latents, causal=False, keep=True)
+    with part("LLM"):
+        passed(model, x, at, cache, latents, causal=False, keep=True)
     cache.position += 1
 
 

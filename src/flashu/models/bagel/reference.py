@@ -134,8 +134,7 @@ class Reference(Engine):
         if size is None:
             defaults = layout.defaults
             size = layout.latent_size(request.height or defaults.height, request.width or defaults.width)
-        with part("LLM"):
-            main, without_text, without_image, thought = self._contexts(inputs, request)
+        main, without_text, without_image, thought = self._contexts(inputs, request, part)
         how = layout._steering(request, bool(request.images))
         rows, columns = (side // config.latent_patch_size for side in size)
         x = noise.normal(rows * columns, config.token_size).to(model.device)
@@ -165,7 +164,7 @@ class Reference(Engine):
         return unpatched(x[None], config.latent_patch_size, rows, columns)[0], thought, passes
 
     def _contexts(
-        self, inputs: Sequence[str | Viewed], request: DrawRequest
+        self, inputs: Sequence[str | Viewed], request: DrawRequest, part: naive.Part
     ) -> tuple[naive.Cache, naive.Cache, naive.Cache, list[int]]:
         """Main, without the text, without the pictures; and the thought."""
         model, text, markers = self.model, self.processor.text, self.layout.markers
@@ -174,35 +173,35 @@ class Reference(Engine):
         if request.think:
             ids = text.block("system prompt", self.layout._thinking.draw)
             for cache in (main, without_image):
-                naive.add_text(model, cache, ids)
+                naive.add_text(model, cache, ids, part)
         for one in inputs:
             if isinstance(one, str):
                 without_text = main.copy()
                 for cache in (main, without_image):
-                    naive.add_text(model, cache, text.block("prompt", one))
+                    naive.add_text(model, cache, text.block("prompt", one), part)
             else:
                 assert one.latents is not None
-                naive.add_latents(model, main, one.latents, markers)
-                naive.add_seen(model, main, one.pixels, markers)
+                naive.add_latents(model, main, one.latents, markers, part)
+                naive.add_seen(model, main, one.pixels, markers, part)
                 without_text = main.copy()
         if request.think:
             limit = thought_limit(request)
-            for token in naive.decoded(model, main.copy(), text.ids.bos, limit):
+            for token in naive.decoded(model, main.copy(), text.ids.bos, limit, part):
                 if token == text.ids.eos:
                     break
                 thought.append(token)
-            naive.add_text(model, main, [text.ids.bos, *thought, text.ids.eos])
+            naive.add_text(model, main, [text.ids.bos, *thought, text.ids.eos], part)
         return main, without_text, without_image, thought
 
     def _asked_about(self, request: AnswerRequest, part: naive.Part = naive.unnamed) -> naive.Cache:
         model, text, cache = self.model, self.processor.text, naive.Cache()
         if request.think:
-            naive.add_text(model, cache, text.block("system prompt", self.layout._thinking.answer))
+            naive.add_text(model, cache, text.block("system prompt", self.layout._thinking.answer), part)
         for image in request.images:
             with part("features"):
-                naive.add_seen(model, cache, self.layout._pixels(image)[1], self.layout.markers)  # type: ignore[arg-type]
-        with part("LLM"):
-            naive.add_text(model, cache, text.block("question", request.text))
+                _, pixels = self.layout._pixels(image)  # type: ignore[arg-type]
+            naive.add_seen(model, cache, pixels, self.layout.markers, part)
+        naive.add_text(model, cache, text.block("question", request.text), part)
         return cache
 
     # -- for timing ----------------------------------------------------------------------------------------------
@@ -240,9 +239,8 @@ class Reference(Engine):
             for index in forwards:
                 if index:
                     before(index)
-                missing = index - (cache.position - prompt)
-                if only is not None and missing:
-                    naive.add_text(self.model, cache, [bos] * missing)
+                if only is not None:
+                    cache.lengthen(index - (cache.position - prompt))
                 row.append(next(naive.decoded(self.model, cache, row[-1] if row else bos, 1, part)))
             given.append(row)
         return torch.tensor(given)
