@@ -6,6 +6,11 @@ from __future__ import annotations
 class FlashUError(ValueError):
     """Base of all errors a caller can mend."""
 
+    def __str__(self) -> str:
+        """Names out of files are quoted in messages; what steers a terminal is escaped."""
+        text = super().__str__()
+        return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
 
 class CheckpointError(FlashUError):
     """A folder, file or hub id that holds no usable model; nothing was loaded."""

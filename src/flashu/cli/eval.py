@@ -13,6 +13,7 @@ from rich.table import Table
 from flashu.cli import options as opt
 from flashu.cli.opened import open_engine
 from flashu.cli.output import bar, emit, out, progress
+from flashu.errors import FlashUError
 from flashu.plan.presets import Target, tuned_on
 
 if TYPE_CHECKING:
@@ -218,4 +219,8 @@ def local_device() -> str | None:
     import torch
 
     rank = os.environ.get("LOCAL_RANK")
-    return None if rank is None or not torch.cuda.is_available() else f"cuda:{rank}"
+    if rank is None or not torch.cuda.is_available():
+        return None
+    if not rank.isdecimal():
+        raise FlashUError(f"LOCAL_RANK is {rank!r}, not the number of a device: unset it")
+    return f"cuda:{rank}"

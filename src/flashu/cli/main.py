@@ -1,7 +1,7 @@
 """The `flashu` command: its commands, exit codes and error messages.
 
 Exit codes: 0 done, 1 something given cannot be used, 2 wrong usage, 130 interrupted. An error is one sentence on
-stderr.
+stderr; only `flashu --debug COMMAND` shows more, of an error that nobody foresaw.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ class Commands(TyperGroup):
     def main(self, *args: Any, **settings: Any) -> Any:
         if not settings.get("standalone_mode", True):
             return super().main(*args, **settings)
+        arguments = list(args[0] if args and args[0] is not None else settings.get("args") or sys.argv[1:])
+        debug = "--debug" in arguments[:1]
         try:
             code = super().main(*args, **settings | {"standalone_mode": False})
+            sys.stdout.flush()  # a full disk shows here, not when Python has gone
             if code == INTERRUPTED:
                 complain("interrupted", code)
         except UsageProblem as problem:
@@ -41,6 +44,15 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             sys.stdout = sys.stderr  # the reader has gone: nothing more can be written there
             code = 1
+        except OSError as error:
+            sys.stdout = sys.stderr
+            code = complain(f"{error.filename or 'output'}: {error.strerror or error}", 1)
+        except Exception as error:
+            if debug:
+                raise
+            code = complain(
+                f"{type(error).__name__}: {error}. This is a defect of flashu: `flashu --debug ...` shows where", 1
+            )
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -77,6 +89,7 @@ def start(
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and leave.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an unforeseen error comes from.")] = False,
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())

@@ -39,4 +39,10 @@ class Shard:
     def of_process(cls, environment: Mapping[str, str] | None = None) -> Shard:
         """From RANK and WORLD_SIZE as torchrun and accelerate set them; the whole where they did not."""
         env = os.environ if environment is None else environment
-        return cls(int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1")))
+        rank, count = env.get("RANK", "0"), env.get("WORLD_SIZE", "1")
+        try:
+            return cls(int(rank), int(count))
+        except ValueError as e:
+            raise FlashUError(
+                f"RANK={rank!r} of WORLD_SIZE={count!r} is no part of a run: unset both, or give --shard i/n"
+            ) from e

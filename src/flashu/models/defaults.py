@@ -24,5 +24,5 @@ class GenerationDefaults:
             if getattr(self, name) is None:
                 raise FlashUError(f"{name} is missing: there is no default for a default")
             check_number(name, getattr(self, name))
-        if not self.shift > 0:
-            raise FlashUError(f"shift must be positive, not {self.shift!r}")
+        if not isinstance(self.shift, int | float) or not 0 < self.shift < float("inf"):
+            raise FlashUError(f"shift must be a finite number above 0, not {self.shift!r}")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashu.errors import CheckpointError
+from flashu.errors import CheckpointError, FlashUError
 from flashu.models.ffn import GatedFFN
 from flashu.models.layers import (
     Attention,
@@ -29,16 +29,18 @@ from flashu.models.layers import (
     split_heads,
 )
 from flashu.models.protocol import UnifiedModel
+from flashu.models.sizes import Checked
 
 Drafted = tuple[Tensor, list[KeyValue | None]]
 """Output [B, S, D], and the keys and values of each layer (None: it did not run)."""
 
 
 @dataclass(frozen=True)
-class DraftConfig:
+class DraftConfig(Checked):
     """Sizes of the model that is drafted for, as its `ModelSpec` has them; ``drafted``: tokens that can be drafted."""
 
     kind: ClassVar[str]
+    least: ClassVar[int] = 0
 
     hidden: int
     heads: int
@@ -63,8 +65,8 @@ class DraftConfig:
         try:
             settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
             return cls(**settings)
-        except TypeError as error:
-            raise CheckpointError(f"the draft's settings are incomplete: {error}") from error
+        except (TypeError, FlashUError) as error:
+            raise CheckpointError(f"the draft's settings cannot be used: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -7,8 +7,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from flashu.errors import CheckpointError
+from flashu.models.weights import fill, read_weights
 
 FILE = "vq.safetensors"
 """Its name in a checkpoint folder."""
@@ -59,10 +62,12 @@ class SmallVQ(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> SmallVQ:
-        """Opens what `save` wrote, in fp32 and in eval mode."""
-        state = load_file(path)
+        """Opens what `save` wrote, in fp32 and in eval mode; `CheckpointError` for anything else."""
+        state = {name: value.float() for name, value in read_weights([path]).items()}
+        if "codebook" not in state or state["codebook"].ndim != 2:
+            raise CheckpointError(f"{path}: holds no codebook; is it an image tokenizer of an embedded model?")
         model = cls(len(state["codebook"]))
-        model.load_state_dict({k: v.float() for k, v in state.items()})
+        fill(model, state, path)
         return model.eval().requires_grad_(False)
 
 

@@ -19,6 +19,7 @@ from flashu.errors import CheckpointError, FlashUError
 from flashu.models.ffn import FFN
 from flashu.models.packing import FOR_GOOD, is_packed
 from flashu.models.quantize import check_scheme, finished, narrow, narrowed, try_scheme
+from flashu.models.sizes import WRONG
 from flashu.plan.files import read_text
 
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
@@ -212,7 +213,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as e:
+    except (SafetensorError, OSError, *WRONG) as e:
         raise CheckpointError(f"{file}: not a whole safetensors file ({e}).{_guess(file)} {AGAIN}") from e
 
 
@@ -226,11 +227,15 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
             f"{file}: refused, because it is damaged or holds more than weights (a pickle can run code)."
             f"{_guess(file)} Use a safetensors file, or convert this one where you trust its source."
         ) from e
-    except (RuntimeError, EOFError, OSError, ValueError) as e:
+    except (EOFError, OSError, *WRONG) as e:
         reason = str(e).splitlines()[0] if str(e) else "it ends too early"
         raise CheckpointError(f"{file}: not a whole PyTorch file ({reason}).{_guess(file)} {AGAIN}") from e
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{file}: holds something else than named tensors; is it a training state?")
+    if strange := [str(name) for name, value in weights.items() if not _dense(value)]:
+        raise CheckpointError(f"{file}: {_some(strange)} hold no plain values (sparse, nested, quantized or meta)")
+    if not all(isinstance(name, str) for name in weights):
+        raise CheckpointError(f"{file}: its tensors are not named by text; is it a training state?")
     return weights
 
 
@@ -251,6 +256,10 @@ def _held(model: nn.Module, name: str) -> Tensor:
     owner, leaf = _place(model, name)
     value: Tensor = getattr(owner, leaf)
     return owner._hf_hook.weights_map[leaf] if value.is_meta else value  # type: ignore[union-attr, index]
+
+
+def _dense(value: Tensor) -> bool:
+    return value.layout is torch.strided and not (value.is_meta or value.is_nested or value.is_quantized)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -42,7 +42,7 @@ def check_number(name: str, value: Any) -> None:
         return
     limit = LIMITS[name]
     number: Any = Integral if limit.whole else Real
-    if not isinstance(value, number) or not limit.least <= value < float("inf"):
+    if not isinstance(value, number) or isinstance(value, bool) or not limit.least <= value < float("inf"):
         kind = "whole" if limit.whole else "finite"
         raise FlashUError(f"{name} must be a {kind} number of at least {limit.least}, got {value!r}")
     if value > limit.most:

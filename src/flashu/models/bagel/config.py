@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from flashu.models.sizes import Checked, build
 
 
 @dataclass(frozen=True)
-class LLMConfig:
+class LLMConfig(Checked):
     """The language model (Qwen2.5 form with q/k norms), of which there are two experts."""
 
     vocab_size: int = 152064
@@ -27,7 +29,7 @@ class LLMConfig:
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Checked):
     """The ViT (SigLIP form). ``num_hidden_layers``: those that run, one fewer than the released vit_config.json says.
     ``image_size``: pixels of the square whose patches the learned position table has."""
 
@@ -45,7 +47,7 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class BagelConfig:
+class BagelConfig(Checked):
     """A whole BAGEL model. ``max_latent_size``: side of the table of latent positions, in tokens; ``downsample``:
     pixels per latent cell. ``visual_gen``: whether the generation expert and the latent path are there.
     """
@@ -60,6 +62,7 @@ class BagelConfig:
     visual_gen: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         heads, width = self.llm.num_attention_heads, self.llm.hidden_size
         if width % heads or heads % self.llm.num_key_value_heads:
             raise ValueError("llm: heads must divide hidden_size, and key-value heads the heads")
@@ -88,12 +91,5 @@ class BagelConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> BagelConfig:
         """Inverse of :meth:`to_dict`; unknown keys raise ``ValueError``."""
         parts = {"llm": LLMConfig, "vit": VisionConfig}
-        values = {key: _build(parts[key], key, value) if key in parts else value for key, value in data.items()}
-        return _build(cls, "config", values)
-
-
-def _build(cls: type, where: str, data: Mapping[str, Any]) -> Any:
-    unknown = set(data) - {f.name for f in fields(cls)}
-    if unknown:
-        raise ValueError(f"{where}: unknown keys {sorted(unknown)}")
-    return cls(**data)
+        values = {key: build(parts[key], key, value) if key in parts else value for key, value in data.items()}
+        return build(cls, "config", values)

@@ -24,6 +24,7 @@ from flashu.models.defaults import GenerationDefaults
 from flashu.models.hub import checkpoint_folder
 from flashu.models.layers import RotaryEmbedding
 from flashu.models.pictures import Autoencoder
+from flashu.models.sizes import check_ids, check_limits, described
 from flashu.models.small_autoencoder import FILE as SMALL_FILE
 from flashu.models.small_autoencoder import PlainAutoencoder, open_small
 from flashu.models.weights import check_savable, fill, read_json, read_weights, weight_files, write_weights
@@ -132,14 +133,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{folder}: config.json has missing or unknown keys: {', '.join(sorted(wrong))}")
     if data and data.get("model_type", "bagel") != "bagel":
         raise CheckpointError(f"{folder}: config.json describes a {data['model_type']!r} model, not 'bagel'")
-    try:
+    with described(folder, "its config files describe no model that can be built"), torch.device("meta"):
         config = BagelConfig.from_dict(data["config"]) if ours else _official(folder, data)
-        with torch.device("meta"):
-            Bagel(config)
-    except CheckpointError as e:
-        raise CheckpointError(f"{folder}: {e}") from e
-    except (AttributeError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as e:
-        raise CheckpointError(f"{folder}: its config files describe no model that can be built ({e})") from e
+        Bagel(config)
     return Manifest(folder, config, not ours, data)
 
 
@@ -163,14 +159,14 @@ def _our_processor(manifest: Manifest, tokenizer: Tokenizer, wanted: Source | No
     data, folder = manifest.data, manifest.folder
     if lacking := PROCESSOR - data.keys():
         raise CheckpointError(f"{folder}: config.json lacks {', '.join(sorted(lacking))}: it was saved without them")
-    try:
+    with described(folder, "config.json holds what cannot be"):
         thinking = None if data["thinking"] is None else Thinking(**data["thinking"])
         text = Text(tokenizer, SpecialIds(**data["special_ids"]), thinking, data["max_text"])
+        check_ids(text.ids, manifest.config.llm.vocab_size)
+        check_limits(data)
         defaults = GenerationDefaults(**data["defaults"])
         sizes = Resizing(**data["drawn"]), Resizing(**data["viewed"])
         steering = Steering.of(data["drawing"]), Steering.of(data["editing"])
-    except (TypeError, ValueError, FlashUError) as e:
-        raise CheckpointError(f"{folder}: config.json: {e}") from e
     return Processor(text, _autoencoder(manifest, wanted, device), defaults, *sizes, *steering)
 
 

@@ -15,6 +15,7 @@ from flashu.models.bagel.guidance import Steering
 from flashu.models.bagel.text import Text
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.pictures import Autoencoder, Picture, normalised, opened, to_pil
+from flashu.models.sizes import Checked
 from flashu.models.video import Video
 from flashu.models.words import around_images
 
@@ -22,7 +23,7 @@ PIXELS = 14 * 14 * 9 * 1024  # most of a resized picture
 
 
 @dataclass(frozen=True)
-class Resizing:
+class Resizing(Checked):
     """Pictures are shrunk or grown so that their sides lie between ``shortest`` and ``longest`` (which wins) and are
     multiples of ``multiple`` pixels."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tokenizers import Tokenizer
 
 from flashu.errors import CheckpointError
+from flashu.models.sizes import Checked
 from flashu.models.words import checked, encode
 
 QWEN_SPECIALS = {
@@ -21,9 +23,11 @@ QWEN_SPECIALS = {
 
 
 @dataclass(frozen=True)
-class SpecialIds:
+class SpecialIds(Checked):
     """``bos``, ``eos``: around text. ``boi``, ``eoi``: around a picture. ``img_pad``: a picture's place in a row of ids
     that comes from outside."""
+
+    least: ClassVar[int] = 0
 
     bos: int
     eos: int
@@ -34,7 +38,7 @@ class SpecialIds:
 
 
 @dataclass(frozen=True)
-class Thinking:
+class Thinking(Checked):
     """The system prompts under which the model thinks first: before an image, before an answer."""
 
     draw: str = (

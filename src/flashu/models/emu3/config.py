@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from flashu.models.sizes import Checked, build
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Checked):
     """The decoder (Llama form)."""
 
     vocab_size: int = 184622
@@ -22,7 +24,7 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class VQConfig:
+class VQConfig(Checked):
     """The image tokenizer (MoVQ). ``attn_resolutions``: levels with attention; ``hidden_size``: its width there."""
 
     codebook_size: int = 32768
@@ -39,6 +41,7 @@ class VQConfig:
     num_attention_heads: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("channel_multiplier", "attn_resolutions"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.temporal_downsample_factor & (self.temporal_downsample_factor - 1):
@@ -53,9 +56,11 @@ class VQConfig:
 
 
 @dataclass(frozen=True)
-class Ids:
+class Ids(Checked):
     """``image`` stands for a picture in a row of ids; ``img`` stands between its size and its codes; ``eol`` ends a row
     of codes, ``eof`` the last; ``first``: code 0."""
+
+    least: ClassVar[int] = 0
 
     pad: int = 151643
     image: int = 151646
@@ -70,7 +75,7 @@ class Ids:
 
 
 @dataclass(frozen=True)
-class Emu3Config:
+class Emu3Config(Checked):
     """``codes``: how many the vocabulary has, from ``ids.first`` on."""
 
     text: TextConfig = TextConfig()
@@ -78,6 +83,7 @@ class Emu3Config:
     codes: int = 32768
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         text, ids = self.text, self.ids
         if text.hidden_size % text.num_attention_heads or text.num_attention_heads % text.num_key_value_heads:
             raise ValueError("heads must divide the hidden size, and key-value heads the heads")
@@ -93,9 +99,3 @@ class Emu3Config:
         parts = {"text": TextConfig, "ids": Ids}
         values = {key: build(parts[key], key, value) if key in parts else value for key, value in data.items()}
         return build(cls, "config", values)
-
-
-def build(cls: type, where: str, data: dict[str, Any]) -> Any:
-    if unknown := set(data) - {f.name for f in fields(cls)}:
-        raise ValueError(f"{where}: unknown keys {sorted(unknown)}")
-    return cls(**data)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flashu.errors import CheckpointError
 from flashu.models.defaults import GenerationDefaults
-from flashu.models.emu3.config import Emu3Config, VQConfig, build
+from flashu.models.emu3.config import Emu3Config, VQConfig
 from flashu.models.emu3.model import Emu3
 from flashu.models.emu3.official import (
     AUTHORS,
@@ -34,6 +34,7 @@ from flashu.models.emu3.tiktoken import from_tiktoken
 from flashu.models.emu3.vq import VQ
 from flashu.models.hub import PATTERNS, checkpoint_folder
 from flashu.models.layers import RotaryEmbedding
+from flashu.models.sizes import build, check_limits, described
 from flashu.models.weights import check_savable, fill, read_json, read_weights, weight_files, write_weights
 
 Source = str | os.PathLike[str]
@@ -77,14 +78,9 @@ def read_manifest(folder: Path) -> Manifest:
     if data.get("model_type") not in (TRANSFORMERS, AUTHORS):
         kind = data.get("model_type") or data.get("_class_name") or "an unknown model"
         raise CheckpointError(f"{folder}: config.json describes {kind!r}, not an Emu3 model; is it the right folder?")
-    try:
+    with described(folder), torch.device("meta"):
         config = Emu3Config.from_dict(data["config"]) if ours else official_config(data)
-        with torch.device("meta"):
-            Emu3(config)
-    except CheckpointError as e:
-        raise CheckpointError(f"{folder}: {e}") from e
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError, AssertionError) as e:
-        raise CheckpointError(f"{folder}: config.json does not describe a model that can be built ({e})") from e
+        Emu3(config)
     return Manifest(folder, config, data)
 
 
@@ -228,14 +224,9 @@ def _official_vq(manifest: Manifest, wanted: Source, device: Device) -> VQ:
 
 
 def _checked_vq(data: Mapping[str, Any], folder: Path) -> VQConfig:
-    try:
+    with described(folder, "config.json describes no image tokenizer that can be built"), torch.device("meta"):
         config = official_vq(data)
-        with torch.device("meta"):
-            VQ(config)
-    except CheckpointError:
-        raise
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError, IndexError) as e:
-        raise CheckpointError(f"{folder}: config.json describes no image tokenizer that can be built ({e})") from e
+        VQ(config)
     return config
 
 
@@ -245,16 +236,15 @@ def _our_processor(manifest: Manifest, device: Device, autoencoder: Source | Non
     if lacking := PROCESSOR - data.keys():
         raise CheckpointError(f"{folder}: config.json lacks {', '.join(sorted(lacking))}: it was saved without them")
     tokenizer = _tokenizer(folder / "tokenizer.json")
-    try:
+    with described(folder, "config.json holds what cannot be"):
         template, defaults = Template(**data["template"]), GenerationDefaults(**data["defaults"])
         area = None if data["area"] is None else (int(data["area"][0]), int(data["area"][1]))
+        check_limits(data)
         text = Text(tokenizer, manifest.config.ids, template, data["max_text"], data["max_question"])
         if autoencoder is None:
             codec = None
         else:
             codec = _our_codec(manifest, device) if autoencoder == "auto" else load_vq(autoencoder, device)
-    except (KeyError, IndexError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{folder}: config.json: {e}") from e
     return Processor(text, codec, defaults, area, data["top_k"])
 
 

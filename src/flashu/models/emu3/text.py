@@ -10,11 +10,12 @@ from torch import Tensor
 
 from flashu.errors import PromptError
 from flashu.models.emu3.config import Ids
+from flashu.models.sizes import Checked
 from flashu.models.words import IMAGE, around_images, encode
 
 
 @dataclass(frozen=True)
-class Template:
+class Template(Checked):
     """The words around what a user says. ``positive`` follows every prompt; ``negative`` is the prompt of the guidance
     branch. ``size``: how the rows and columns of an image are written, "" = not at all."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from flashu.models.sizes import Checked, build
 
 
 @dataclass(frozen=True)
-class LLMConfig:
+class LLMConfig(Checked):
     """The language model (Phi form, with norms of queries and keys). ``vocab_size`` counts text, special tokens, codes
     and the mask."""
 
@@ -31,7 +33,7 @@ class LLMConfig:
 
 
 @dataclass(frozen=True)
-class ShowOConfig:
+class ShowOConfig(Checked):
     """A whole Show-o model. Token ids in order: text, [PAD], the special tokens, codes, the mask.
 
     ``text_tokens``: size of the bare tokenizer; ``special_tokens``: what Show-o adds, [PAD] included. ``image_tokens``:
@@ -51,6 +53,7 @@ class ShowOConfig:
     remasking: Literal["original", "maskgit"] = "original"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.llm.hidden_size % self.llm.num_attention_heads:
             raise ValueError("llm.hidden_size must be a multiple of llm.num_attention_heads")
         if self.llm.rotary_dim % 2:
@@ -80,12 +83,5 @@ class ShowOConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ShowOConfig:
         """Inverse of :meth:`to_dict`; unknown keys raise ``ValueError``."""
-        values = {key: _build(LLMConfig, key, value) if key == "llm" else value for key, value in data.items()}
-        return _build(cls, "config", values)
-
-
-def _build(cls: type, where: str, data: dict[str, Any]) -> Any:
-    unknown = set(data) - {f.name for f in fields(cls)}
-    if unknown:
-        raise ValueError(f"{where}: unknown keys {sorted(unknown)}")
-    return cls(**data)
+        values = {key: build(LLMConfig, key, value) if key == "llm" else value for key, value in data.items()}
+        return build(cls, "config", values)

@@ -22,6 +22,7 @@ from flashu.models.showo.model import ShowO
 from flashu.models.showo.official import official_config, official_defaults
 from flashu.models.showo.processor import Codec, Processor
 from flashu.models.showo.text import ChatTemplate, SpecialIds, Text
+from flashu.models.sizes import check_ids, check_limits, described
 from flashu.models.weights import check_savable, fill, read_json, read_weights, weight_files, write_weights
 
 Source = str | os.PathLike[str]
@@ -124,14 +125,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{folder}: config.json describes {kind!r}, not a Show-o model; is it the right folder?")
     if ours and (wrong := (data.keys() - REQUIRED - PROCESSOR) | (REQUIRED - data.keys())):
         raise CheckpointError(f"{folder}: config.json has missing or unknown keys: {', '.join(sorted(wrong))}")
-    try:
+    with described(folder), torch.device("meta"):
         config = ShowOConfig.from_dict(data["config"]) if ours else official_config(data)
-        with torch.device("meta"):
-            ShowO(config)
-    except CheckpointError as e:
-        raise CheckpointError(f"{folder}: {e}") from e
-    except (AttributeError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as e:
-        raise CheckpointError(f"{folder}: config.json does not describe a model that can be built ({e})") from e
+        ShowO(config)
     return Manifest(folder, config, not ours, data)
 
 
@@ -140,11 +136,11 @@ def _our_text(manifest: Manifest) -> tuple[Text, GenerationDefaults]:
     if lacking := PROCESSOR - data.keys():
         raise CheckpointError(f"{folder}: config.json lacks {', '.join(sorted(lacking))}: it was saved without them")
     tokenizer = _tokenizer(folder / "tokenizer.json")
-    try:
+    with described(folder, "config.json holds what cannot be"):
         ids, chat = SpecialIds(**data["special_ids"]), ChatTemplate(**data["chat"])
         defaults = GenerationDefaults(**data["defaults"])
-    except (TypeError, ValueError) as e:
-        raise CheckpointError(f"{folder}: config.json: {e}") from e
+        check_ids(ids, manifest.config.llm.vocab_size)
+        check_limits(data)
     return Text(tokenizer, ids, chat, manifest.config.max_text, data["max_question"]), defaults
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tokenizers import AddedToken, Tokenizer
 
 from flashu.errors import CheckpointError, PromptError
+from flashu.models.sizes import Checked
 from flashu.models.words import encode
 
 PAD = "[PAD]"
@@ -18,8 +20,10 @@ ENDS = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
-class SpecialIds:
+class SpecialIds(Checked):
     """``sot``, ``eot``: around text. ``soi``, ``eoi``: around an image. ``t2i``, ``mmu``: what a row is for."""
+
+    least: ClassVar[int] = 0
 
     pad: int
     soi: int
@@ -37,7 +41,7 @@ class SpecialIds:
 
 
 @dataclass(frozen=True)
-class ChatTemplate:
+class ChatTemplate(Checked):
     """The words around a question. ``system``: before a picture that is shown by features."""
 
     system: str = (

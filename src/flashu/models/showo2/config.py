@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from flashu.models.sizes import Checked, build
 
 
 @dataclass(frozen=True)
-class LLMConfig:
+class LLMConfig(Checked):
     """The language model (Qwen2.5 form). ``vocab_size`` is the number of embedding rows after resizing."""
 
     vocab_size: int
@@ -22,7 +24,7 @@ class LLMConfig:
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Checked):
     """The semantic layers (SigLIP encoder without its last layer, final norm and pooling head)."""
 
     hidden_size: int = 1152
@@ -34,7 +36,7 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Checked):
     """The diffusion (flow) head."""
 
     hidden_size: int = 2048
@@ -52,7 +54,7 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
-class ShowO2Config:
+class ShowO2Config(Checked):
     """A whole Show-o2 model.
 
     ``unpatchify``: "raster" reads the head's output as the original does (token k owns latent cells 4k..4k+3 in
@@ -74,6 +76,7 @@ class ShowO2Config:
     exact_rope: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.llm.hidden_size % self.llm.num_attention_heads:
             raise ValueError("llm.hidden_size must be a multiple of llm.num_attention_heads")
         if self.head.head_dim * self.head.num_attention_heads != self.head.hidden_size:
@@ -89,12 +92,5 @@ class ShowO2Config:
     def from_dict(cls, data: dict[str, Any]) -> ShowO2Config:
         """Inverse of :meth:`to_dict`; unknown keys raise ``ValueError``."""
         parts = {"llm": LLMConfig, "vision": VisionConfig, "head": HeadConfig}
-        values = {key: _build(parts[key], key, value) if key in parts else value for key, value in data.items()}
-        return _build(cls, "config", values)
-
-
-def _build(cls: type, where: str, data: dict[str, Any]) -> Any:
-    unknown = set(data) - {f.name for f in fields(cls)}
-    if unknown:
-        raise ValueError(f"{where}: unknown keys {sorted(unknown)}")
-    return cls(**data)
+        values = {key: build(parts[key], key, value) if key in parts else value for key, value in data.items()}
+        return build(cls, "config", values)

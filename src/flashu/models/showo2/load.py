@@ -24,6 +24,7 @@ from flashu.models.showo2.official import max_text, official_config, official_de
 from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import ChatTemplate, SpecialIds, Text
 from flashu.models.showo2.vae import HUB_ID, WanAutoencoder
+from flashu.models.sizes import check_ids, check_limits, described
 from flashu.models.weights import (
     check_savable,
     checkpoint_hash,
@@ -123,14 +124,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{folder}: config.json has missing or unknown keys: {', '.join(sorted(wrong))}")
     if ours and data["model_type"] != "showo2":
         raise CheckpointError(f"{folder}: config.json describes a {data['model_type']!r} model, not 'showo2'")
-    try:
+    with described(folder), torch.device("meta"):
         config = ShowO2Config.from_dict(data["config"]) if ours else official_config(data)
-        with torch.device("meta"):
-            ShowO2(config)
-    except CheckpointError as e:
-        raise CheckpointError(f"{folder}: {e}") from e
-    except (AttributeError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as e:
-        raise CheckpointError(f"{folder}: config.json does not describe a model that can be built ({e})") from e
+        ShowO2(config)
     return Manifest(folder, config, not ours, data)
 
 
@@ -156,7 +152,7 @@ def _shrunk(config: ShowO2Config) -> ShowO2Config:
     width = config.llm.hidden_size // config.llm.num_attention_heads
     llm = replace(config.llm, **one, vocab_size=1, hidden_size=width, num_hidden_layers=1, num_key_value_heads=1)
     head = replace(config.head, **one, hidden_size=config.head.head_dim, num_layers=1, num_key_value_heads=1)
-    vision = replace(config.vision, **one, hidden_size=1, num_hidden_layers=0)
+    vision = replace(config.vision, **one, hidden_size=1, num_hidden_layers=1)
     return replace(config, llm=llm, head=head, vision=vision)
 
 
@@ -165,11 +161,11 @@ def _our_text(manifest: Manifest) -> tuple[Text, GenerationDefaults]:
     if lacking := PROCESSOR - data.keys():
         raise CheckpointError(f"{folder}: config.json lacks {', '.join(sorted(lacking))}: it was saved without them")
     tokenizer = _tokenizer(folder / "tokenizer.json")
-    try:
+    with described(folder, "config.json holds what cannot be"):
         ids, chat = SpecialIds(**data["special_ids"]), ChatTemplate(**data["chat"])
         defaults = GenerationDefaults(**data["defaults"])
-    except (TypeError, ValueError) as e:
-        raise CheckpointError(f"{folder}: config.json: {e}") from e
+        check_ids(ids, manifest.config.llm.vocab_size)
+        check_limits(data)
     return Text(tokenizer, ids, chat, data["max_text"], data["max_question"]), defaults
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tokenizers import AddedToken, Tokenizer
 
 from flashu.errors import CheckpointError, PromptError
+from flashu.models.sizes import Checked
 from flashu.models.words import IMAGE, around_images, checked, encode
 
 ADDED_BY_SHOWO2 = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # in this order, after Qwen2.5's own
@@ -22,7 +24,9 @@ QWEN_SPECIALS = {
 
 
 @dataclass(frozen=True)
-class SpecialIds:
+class SpecialIds(Checked):
+    least: ClassVar[int] = 0
+
     bos: int
     eos: int
     boi: int
@@ -32,7 +36,7 @@ class SpecialIds:
 
 
 @dataclass(frozen=True)
-class ChatTemplate:
+class ChatTemplate(Checked):
     """The words around an image and its question. The question is not closed, as in the original."""
 
     system: str = "system\nYou are a helpful assistant.<|im_end|>"
