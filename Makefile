@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup serve demo test test-slow test-gpu lint format typecheck docs lab lab-full train-scenes scenes-scores clean
+.PHONY: help setup serve demo test test-slow test-gpu test-robust lint format typecheck docs lab lab-full train-scenes scenes-scores clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t16
@@ -51,6 +51,9 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+test-robust: $(VENV)/.dev  ## over 2,000 malformed checkpoints, pictures, requests, recipes, drafts and command lines
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness
 
 typecheck: $(VENV)/.dev
 	$(BIN)/mypy

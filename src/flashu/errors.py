@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LONGEST = 3000
+"""Characters of a message; what is longer quotes something long, and is cut in the middle."""
+
 
 class FlashUError(ValueError):
     """Base of all errors a caller can mend."""
@@ -9,6 +12,8 @@ class FlashUError(ValueError):
     def __str__(self) -> str:
         """Names out of files are quoted in messages; what steers a terminal is escaped."""
         text = super().__str__()
+        if len(text) > LONGEST:
+            text = text[: LONGEST // 2] + " [...] " + text[-LONGEST // 2 :]
         return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 

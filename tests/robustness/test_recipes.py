@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flashu.errors import RecipeError
@@ -68,6 +68,7 @@ VALUES = st.one_of(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # other work may hold the cores
 @given(st.data())
 def test_any_setting_is_taken_or_refused(data: st.DataObject) -> None:
     """Whatever stands in a method's settings: a recipe that can be written and read again, or a `RecipeError`."""

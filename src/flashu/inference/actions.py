@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
-from flashu.errors import FlashUError
+from flashu.errors import PromptError
 from flashu.inference.samplers.base import Sampler
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.pictures import Picture
 from flashu.models.video import Video
 from flashu.plan import Guidance
 from flashu.plan.explain import Sizes
-from flashu.plan.limits import check_number
+from flashu.plan.limits import check_number, check_shift
 from flashu.plan.recipe import Recipe
 from flashu.runtime.layout import Segment
 
@@ -97,8 +96,7 @@ class DrawRequest:
     def __post_init__(self) -> None:
         for name in ("steps", "guidance", "height", "width"):
             check_number(name, getattr(self, name))
-        if self.shift is not None and (not isinstance(self.shift, Real) or not 0 < float(self.shift) < float("inf")):
-            raise FlashUError(f"shift must be a finite number greater than 0, got {self.shift!r}")
+        check_shift(self.shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +111,8 @@ class AnswerRequest:
     think: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise PromptError(f"a question must be a string, not {type(self.text).__name__}")
         check_number("max_new_tokens", self.max_new_tokens)
 
 

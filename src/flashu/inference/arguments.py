@@ -59,6 +59,9 @@ class Calls:
         decode: Callable[[Sequence[int]], str],
         first: int = 0,
     ) -> None:
+        for name, called in (("on_step", on_step), ("on_text", on_text)):
+            if called is not None and not callable(called):
+                raise FlashUError(f"{name} must be a function, got {called!r:.80}")
         self._on_step, self._on_text, self._count, self._first = on_step, on_text, count, first
         self._pieces = [Pieces(decode) for _ in range(count)]
         self._steps: dict[int, dict[int, Tensor]] = {}

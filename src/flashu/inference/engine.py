@@ -189,7 +189,7 @@ class Engine:
         checkpoint's. Raises a `FlashUError` before anything is computed.
         """
         listed = texts_of(prompts)
-        if not listed or images_per_prompt == 0:
+        if not listed or (isinstance(images_per_prompt, int) and images_per_prompt == 0):
             raise PromptError("nothing to draw: give at least one prompt and one image per prompt")
         check_number("images_per_prompt", images_per_prompt)
         before = [()] * len(listed) if history is None else histories_of(history, listed, isinstance(prompts, str))
@@ -269,7 +269,7 @@ class Engine:
         decode: bool,
     ) -> Generation:
         check_number("batch_size", batch_size)
-        chunk = batch_size or len(requests)
+        chunk = int(batch_size or len(requests))  # of NumPy, too
         scripts = self._scripts(requests)
         done: list[Run] = []
         for at in range(0, len(requests), chunk):

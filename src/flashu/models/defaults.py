@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flashu.errors import FlashUError
-from flashu.plan.limits import check_number
+from flashu.plan.limits import check_number, check_shift
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class GenerationDefaults:
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("steps", "guidance", "height", "width", "max_new_tokens"):
+        for name in ("steps", "guidance", "shift", "height", "width", "max_new_tokens"):
             if getattr(self, name) is None:
                 raise FlashUError(f"{name} is missing: there is no default for a default")
-            check_number(name, getattr(self, name))
-        if not isinstance(self.shift, int | float) or not 0 < self.shift < float("inf"):
-            raise FlashUError(f"shift must be a finite number above 0, not {self.shift!r}")
+            if name != "shift":
+                check_number(name, getattr(self, name))
+        check_shift(self.shift)

@@ -100,6 +100,8 @@ def _one_image(tensor: Tensor) -> Tensor:
         tensor = tensor[0]
     if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0:
         raise ImageError(f"an image tensor must be [3, H, W] or [1, 3, H, W], not {shape}")
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        raise ImageError("an image tensor must hold plain values, not be sparse or on the meta device")
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():
         if not tensor.isfinite().all():
@@ -132,7 +134,7 @@ def _opened(path: str | os.PathLike[str]) -> Image.Image:
     except (UnidentifiedImageError, Image.DecompressionBombError) as e:
         remedy = OTHER_FORMATS.get(os.path.splitext(name)[1].lower(), str(e))
         raise ImageError(f"{path}: not an image that can be read ({remedy})") from e
-    except (OSError, SyntaxError) as e:  # no permission, or a damaged file (PIL's PNG reader: SyntaxError)
+    except Exception as e:  # of a damaged file, pillow's readers raise errors of every kind
         raise ImageError(f"{path}: cannot be read, it may be damaged ({e})") from e
 
 
@@ -145,7 +147,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"an image of {image.width}x{image.height} is too narrow: crop it first")
     try:
         return ImageOps.exif_transpose(image).convert("RGB")  # upright, as cameras mean it
-    except (OSError, SyntaxError, ValueError) as e:  # pillow reads a file when its pixels are first asked for
+    except Exception as e:  # pillow reads a file when its pixels are first asked for
         raise ImageError(f"the image cannot be read, its file may be damaged or closed ({e})") from e
 
 

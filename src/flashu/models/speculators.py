@@ -19,6 +19,7 @@ from flashu.errors import CheckpointError
 from flashu.models.draft import DraftConfig, DraftNetwork, Eagle3, Eagle3Config, MetaConfig, MetaQueries
 from flashu.models.hub import checkpoint_folder
 from flashu.models.protocol import UnifiedModel
+from flashu.models.sizes import described
 from flashu.models.weights import checkpoint_hash, fill, read_json, read_weights, weight_files
 
 log = logging.getLogger("flashu")
@@ -89,7 +90,8 @@ def load_network(folder: str | Path, model: UnifiedModel) -> DraftNetwork:
     ids = _drafted_ids(weights.pop("d2t", None), found)
     weights.pop("t2d", None)
     if kind == Eagle3Config.kind:
-        config = _eagle3_config(data, weights, model)
+        with described(found, "config.json describes no draft that can be built"):
+            config = _eagle3_config(data, weights, model)
         _check(config, ids, model, found)
         network: DraftNetwork = Eagle3(config, None if ids is None else ids.tolist())
         weights = {name.replace("midlayer.", "layers.0."): w for name, w in weights.items()}
@@ -104,7 +106,8 @@ def load_network(folder: str | Path, model: UnifiedModel) -> DraftNetwork:
         weights["target_ids"] = ids
     fill(network, weights, found, model.dtype, model.device)
     network.check(model)
-    trained = data.get("flashu", {}).get("model_hash")
+    about = data.get("flashu")
+    trained = about.get("model_hash") if isinstance(about, Mapping) else None
     if trained is not None and trained != checkpoint_hash(model):
         log.warning("%s was trained for other weights (%s): fewer of its tokens may be accepted", found, trained)
     return network.eval().requires_grad_(False)

@@ -36,6 +36,13 @@ LIMITS = {
 """By the name of the argument."""
 
 
+def check_shift(value: Any) -> None:
+    """`FlashUError` unless a shift of the flow's times is a number that leaves them apart; None always is."""
+    real: Any = Real
+    if value is not None and (not isinstance(value, real) or not 1e-3 <= value <= 1e3):
+        raise FlashUError(f"shift must be a number from 0.001 to 1000, got {value!r:.80}: released settings are 1 to 7")
+
+
 def check_number(name: str, value: Any) -> None:
     """`FlashUError` unless a number is within its limit; None, the model's default, always is."""
     if value is None:
@@ -44,6 +51,6 @@ def check_number(name: str, value: Any) -> None:
     number: Any = Integral if limit.whole else Real
     if not isinstance(value, number) or isinstance(value, bool) or not limit.least <= value < float("inf"):
         kind = "whole" if limit.whole else "finite"
-        raise FlashUError(f"{name} must be a {kind} number of at least {limit.least}, got {value!r}")
+        raise FlashUError(f"{name} must be a {kind} number of at least {limit.least}, got {value!r:.80}")
     if value > limit.most:
         raise FlashUError(f"{name} is {value}, beyond {limit.most}: {limit.reason}")

@@ -133,7 +133,9 @@ class Recipe:
                 raise RecipeError(f"{name} lacks its {', '.join(sorted(lacking))}")
             try:
                 methods.append(METHODS[name](**settings))
-            except TypeError as error:  # a setting of a kind that cannot be compared
+            except RecipeError:
+                raise
+            except (ArithmeticError, TypeError, ValueError) as error:  # a setting of another kind
                 raise RecipeError(f"{name}: {error}") from error
         flags = {flag: bool(data.get(flag, False)) for flag in ("reference", "padded")}
         return cls(tuple(methods), data.get("name", "custom"), **flags, solver=data.get("solver", "euler"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from flashu.errors import FlashUError
 
 LEAST = 1e-30
 """A temperature below it is this one: fp32 cannot divide by less."""
+MOST = 1e6
+"""One above it is this one: all tokens are equally likely long before."""
 
 
 class Chooser:
@@ -67,13 +71,13 @@ def chooser(
     Temperature 0 is greedy; a row draws from its own ``seed``, so that its tokens do not depend on its batch.
     `FlashUError` for bad settings.
     """
-    if not 0 <= temperature < float("inf"):
-        raise FlashUError(f"temperature must be a finite number of at least 0, got {temperature}")
+    if not isinstance(temperature, Real) or not 0 <= temperature < float("inf"):
+        raise FlashUError(f"temperature must be a finite number of at least 0, got {temperature!r:.80}")
     if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
         raise FlashUError(f"top_k must be a whole number of at least 1, got {top_k!r}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise FlashUError(f"top_p must be in (0, 1], got {top_p}")
-    return Chooser(temperature, top_k, top_p, seed)
+    if top_p is not None and (not isinstance(top_p, Real) or not 0 < top_p <= 1):
+        raise FlashUError(f"top_p must be in (0, 1], got {top_p!r:.80}")
+    return Chooser(float(min(temperature, MOST)), top_k, top_p, seed)
 
 
 def distribution(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:

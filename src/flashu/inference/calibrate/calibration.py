@@ -67,20 +67,34 @@ class Calibration:
     def load(cls, path: str | Path, model_hash: str | None = None) -> Calibration:
         """Read a calibration file; with ``model_hash``, refuse one made for other weights."""
         try:
+            if Path(path).exists() and not Path(path).is_file():
+                raise CalibrationError(f"{path} is not a regular file: give what `flashu calibrate` wrote")
             with safe_open(str(path), framework="pt") as file:
                 about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError as error:
             raise CalibrationError(f"no calibration file {path}: make one with `flashu calibrate`") from error
-        except (SafetensorError, OSError) as error:
+        except CalibrationError:
+            raise
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
             raise CalibrationError(f"{path} cannot be read as a calibration file: {error}") from error
         if about.get("format") != FORMAT:
             raise CalibrationError(f"{path} is not a calibration file of this version; make it anew")
-        if model_hash is not None and about["model_hash"] != model_hash:
+        try:
+            made_from = json.loads(about["made_from"])
+            made_for = about["model_hash"]
+        except (KeyError, ValueError) as error:
+            raise CalibrationError(f"{path} does not say what it was made from, or for; make it anew") from error
+        if not isinstance(made_from, dict):
+            raise CalibrationError(f"{path} does not say what it was made from; make it anew")
+        if model_hash is not None and made_for != model_hash:
             raise CalibrationError(
-                f"{path} was made for weights {about['model_hash']}, these are {model_hash}: calibrate them anew"
+                f"{path} was made for weights {made_for}, these are {model_hash}: calibrate them anew"
             )
         scores = {name.removeprefix("scores."): t for name, t in tensors.items() if name.startswith("scores.")}
-        if any(t.ndim != 2 or not torch.isfinite(t).all() for t in scores.values()):
+        if any(t.ndim != 2 or not t.is_floating_point() or not torch.isfinite(t).all() for t in scores.values()):
             raise CalibrationError(f"{path} holds scores that are not finite [FFNs, neurons]; make it anew")
-        return cls(about["model_hash"], scores, tensors.get("correlation"), json.loads(about["made_from"]))
+        correlation = tensors.get("correlation")
+        if correlation is not None and (correlation.ndim != 1 or not bool(correlation.isfinite().all())):
+            raise CalibrationError(f"{path} holds a correlation that is not finite [layers]; make it anew")
+        return cls(made_for, scores, correlation, made_from)

@@ -24,7 +24,7 @@ from flashu.models.defaults import GenerationDefaults
 from flashu.models.hub import checkpoint_folder
 from flashu.models.layers import RotaryEmbedding
 from flashu.models.pictures import Autoencoder
-from flashu.models.sizes import check_ids, check_limits, described
+from flashu.models.sizes import build, check_ids, check_limits, described
 from flashu.models.small_autoencoder import FILE as SMALL_FILE
 from flashu.models.small_autoencoder import PlainAutoencoder, open_small
 from flashu.models.weights import check_savable, fill, read_json, read_weights, weight_files, write_weights
@@ -164,7 +164,7 @@ def _our_processor(manifest: Manifest, tokenizer: Tokenizer, wanted: Source | No
         text = Text(tokenizer, SpecialIds(**data["special_ids"]), thinking, data["max_text"])
         check_ids(text.ids, manifest.config.llm.vocab_size)
         check_limits(data)
-        defaults = GenerationDefaults(**data["defaults"])
+        defaults = build(GenerationDefaults, "defaults", data["defaults"])
         sizes = Resizing(**data["drawn"]), Resizing(**data["viewed"])
         steering = Steering.of(data["drawing"]), Steering.of(data["editing"])
     return Processor(text, _autoencoder(manifest, wanted, device), defaults, *sizes, *steering)

@@ -11,7 +11,7 @@ from flashu.models.emu3.config import Emu3Config
 from flashu.models.emu3.dropin.handle import DropIn
 from flashu.models.emu3.dropin.scripts import answering, drawing
 from flashu.models.emu3.layout import sizes_of
-from flashu.models.emu3.load import load_processor, read_manifest, save_model
+from flashu.models.emu3.load import Manifest, load_processor, read_manifest, save_model
 from flashu.models.emu3.official import AUTHORS, TRANSFORMERS, official_defaults, official_vq
 from flashu.models.emu3.public import Emu3
 from flashu.models.emu3.random import NAMED, named_model
@@ -19,6 +19,7 @@ from flashu.models.emu3.reference import Reference
 from flashu.models.emu3.tuning import ROUTINGS, ROWS, Tuning, recognizes
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
+from flashu.models.sizes import build, described
 from flashu.plan.explain import Sizes
 from flashu.scenes.world import World
 
@@ -43,10 +44,15 @@ def sizes(checkpoint: Checkpoint) -> Sizes:
     if name in OFFICIAL:
         return sizes_of(name, Emu3Config(), official_defaults({"image_area": OFFICIAL[name]}, factor), factor)
     manifest = read_manifest(checkpoint_folder(checkpoint.source, ("config.json",)))
+    with described(manifest.folder, "config.json does not say how the model is run"):
+        return _sizes_of(name, manifest)
+
+
+def _sizes_of(name: str, manifest: Manifest) -> Sizes:
     if manifest.official:
         factor = official_vq(manifest.data.get("vq_config") or {}).factor
         return sizes_of(name, manifest.config, official_defaults(manifest.data, factor), factor)
-    defaults = GenerationDefaults(**manifest.data["defaults"])
+    defaults = build(GenerationDefaults, "defaults", manifest.data["defaults"])
     return sizes_of(name, manifest.config, defaults, round((defaults.height * defaults.width / defaults.steps) ** 0.5))
 
 

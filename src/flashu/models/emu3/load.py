@@ -237,7 +237,7 @@ def _our_processor(manifest: Manifest, device: Device, autoencoder: Source | Non
         raise CheckpointError(f"{folder}: config.json lacks {', '.join(sorted(lacking))}: it was saved without them")
     tokenizer = _tokenizer(folder / "tokenizer.json")
     with described(folder, "config.json holds what cannot be"):
-        template, defaults = Template(**data["template"]), GenerationDefaults(**data["defaults"])
+        template, defaults = Template(**data["template"]), build(GenerationDefaults, "defaults", data["defaults"])
         area = None if data["area"] is None else (int(data["area"][0]), int(data["area"][1]))
         check_limits(data)
         text = Text(tokenizer, manifest.config.ids, template, data["max_text"], data["max_question"])

@@ -23,6 +23,7 @@ from flashu.models.showo.random import NAMED, named_model
 from flashu.models.showo.reference import Reference
 from flashu.models.showo.tuning import ROUTINGS, ROWS, Tuning
 from flashu.models.showo.tuning import recognizes as tuned
+from flashu.models.sizes import build, described
 from flashu.models.small_vq import FACTOR as CELL
 from flashu.plan.explain import Sizes
 from flashu.scenes.world import World
@@ -54,8 +55,10 @@ def sizes(checkpoint: Checkpoint) -> Sizes:
     about = manifest.data
     if "defaults" not in about or "codec" not in about:
         raise CheckpointError(f"{manifest.folder}: config.json does not say how the model is run")
-    factor = CELL if about["codec"] == CELLS else FACTOR
-    return sizes_of(name, manifest.config, GenerationDefaults(**about["defaults"]), factor)
+    with described(manifest.folder, "config.json does not say how the model is run"):
+        defaults = build(GenerationDefaults, "defaults", about["defaults"])
+        factor = CELL if about["codec"] == CELLS else FACTOR
+        return sizes_of(name, manifest.config, defaults, factor)
 
 
 def trainer(world: World, seed: int, start: Path | None = None) -> Any:

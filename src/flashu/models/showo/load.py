@@ -22,7 +22,7 @@ from flashu.models.showo.model import ShowO
 from flashu.models.showo.official import official_config, official_defaults
 from flashu.models.showo.processor import Codec, Processor
 from flashu.models.showo.text import ChatTemplate, SpecialIds, Text
-from flashu.models.sizes import check_ids, check_limits, described
+from flashu.models.sizes import build, check_ids, check_limits, described
 from flashu.models.weights import check_savable, fill, read_json, read_weights, weight_files, write_weights
 
 Source = str | os.PathLike[str]
@@ -138,7 +138,7 @@ def _our_text(manifest: Manifest) -> tuple[Text, GenerationDefaults]:
     tokenizer = _tokenizer(folder / "tokenizer.json")
     with described(folder, "config.json holds what cannot be"):
         ids, chat = SpecialIds(**data["special_ids"]), ChatTemplate(**data["chat"])
-        defaults = GenerationDefaults(**data["defaults"])
+        defaults = build(GenerationDefaults, "defaults", data["defaults"])
         check_ids(ids, manifest.config.llm.vocab_size)
         check_limits(data)
     return Text(tokenizer, ids, chat, manifest.config.max_text, data["max_question"]), defaults

@@ -21,6 +21,7 @@ from flashu.models.showo2.official import max_text, official_config, official_de
 from flashu.models.showo2.public import ShowO2
 from flashu.models.showo2.random import NAMED, named_model
 from flashu.models.showo2.reference import Reference
+from flashu.models.sizes import build, check_limits, described
 from flashu.models.small_autoencoder import DOWNSAMPLE
 from flashu.plan.explain import Sizes
 from flashu.scenes.world import World
@@ -55,8 +56,11 @@ def sizes(checkpoint: Checkpoint) -> Sizes:
     about = manifest.data
     if "defaults" not in about or "max_text" not in about:
         raise CheckpointError(f"{manifest.folder}: config.json does not say how the model is run")
-    factor = DOWNSAMPLE if about["autoencoder"] == SCENES else FACTOR
-    return sizes_of(name, config, GenerationDefaults(**about["defaults"]), about["max_text"], factor)
+    with described(manifest.folder, "config.json does not say how the model is run"):
+        check_limits(about)
+        defaults = build(GenerationDefaults, "defaults", about["defaults"])
+        factor = DOWNSAMPLE if about["autoencoder"] == SCENES else FACTOR
+        return sizes_of(name, config, defaults, about["max_text"], factor)
 
 
 def recognizes(module: nn.Module) -> bool:

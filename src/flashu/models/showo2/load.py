@@ -24,7 +24,7 @@ from flashu.models.showo2.official import max_text, official_config, official_de
 from flashu.models.showo2.processor import Processor
 from flashu.models.showo2.text import ChatTemplate, SpecialIds, Text
 from flashu.models.showo2.vae import HUB_ID, WanAutoencoder
-from flashu.models.sizes import check_ids, check_limits, described
+from flashu.models.sizes import build, check_ids, check_limits, described
 from flashu.models.weights import (
     check_savable,
     checkpoint_hash,
@@ -163,7 +163,7 @@ def _our_text(manifest: Manifest) -> tuple[Text, GenerationDefaults]:
     tokenizer = _tokenizer(folder / "tokenizer.json")
     with described(folder, "config.json holds what cannot be"):
         ids, chat = SpecialIds(**data["special_ids"]), ChatTemplate(**data["chat"])
-        defaults = GenerationDefaults(**data["defaults"])
+        defaults = build(GenerationDefaults, "defaults", data["defaults"])
         check_ids(ids, manifest.config.llm.vocab_size)
         check_limits(data)
     return Text(tokenizer, ids, chat, data["max_text"], data["max_question"]), defaults

@@ -48,6 +48,10 @@ class UniMoD(Method):
         for value, known in ((self.gate, Gate), (self.scale, GateScale)):
             if value not in get_args(known):
                 raise RecipeError(f"a gate is one of {', '.join(get_args(known))}, not {value!r}")
+        if self.router is not None and not isinstance(self.router, str):
+            raise RecipeError(f"router must be the name of routers, not {self.router!r}")
+        if self.threshold is not None and not (isinstance(self.threshold, int | float) and 0 <= self.threshold <= 1):
+            raise RecipeError(f"threshold must be a probability, not {self.threshold!r}")
         if self.force not in ("none", "text", "answers"):
             raise RecipeError(f"force must be none, text or answers, not {self.force!r}")
 
