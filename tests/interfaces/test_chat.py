@@ -132,3 +132,20 @@ def test_what_does_not_fit_is_said(
         model.generate(torch.zeros(0, 3, dtype=torch.long))
     with pytest.raises(flashu.FlashUError, match="max_new_tokens"):
         model.generate(**inputs, max_new_tokens=0)
+
+
+def test_conversations_in_transformers_form(
+    model: flashu.ChatModel, processor: flashu.ChatProcessor, images: list[Image.Image]
+) -> None:
+    text = "how many circles are there?"
+    plain = processor(images=images[0], text=text)
+    content = [{"type": "image", "image": images[0]}, {"type": "text", "text": text}]
+    made = processor.apply_chat_template([{"role": "user", "content": content}])
+    assert made.keys() == plain.keys()
+    assert all(torch.equal(made[name], plain[name]) for name in plain)
+    ids = model.generate(**made, max_new_tokens=4)
+    row = ids[0, made["input_ids"].shape[1] :]
+    assert processor.decode(row) == processor.batch_decode(row[None])[0]
+    for strange in ([], [{"role": "assistant", "content": text}], [{"role": "user", "content": [{"type": "audio"}]}]):
+        with pytest.raises(flashu.FlashUError):
+            processor.apply_chat_template(strange)

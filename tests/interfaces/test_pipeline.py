@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import flashu
 from flashu.inference.samplers.solvers import grid
-from flashu.models.registry import open_model
+from flashu.models.registry import ASSETS, open_model
 from tests.conftest import tiny_model
 from tests.fakes.masked import MaskedModel
 from tests.fakes.masked import seeded as seeded_model
@@ -220,3 +221,40 @@ def test_without_an_autoencoder_there_are_latents() -> None:
     with pytest.raises(flashu.FlashUError, match="latent"):
         pipe("w1")
     assert pipe("w1", num_inference_steps=1, output_type="latent").images.shape == (1, 4, 8, 8)
+
+
+def test_outputs_are_indexed_as_diffusers_are(pipe: flashu.Pipeline) -> None:
+    out = pipe("w1", num_inference_steps=1, generator=seeded())
+    assert out[0] is out["images"] is out.images
+    assert out[:2] == out.to_tuple() == (out.images, out.seeds)
+    with pytest.raises(KeyError):
+        out["latents"]
+
+
+def test_a_progress_bar(pipe: flashu.Pipeline) -> None:
+    file = io.StringIO()
+    quiet = pipe("w1", num_inference_steps=3, generator=seeded())
+    pipe.set_progress_bar_config(file=file, disable=False, mininterval=0)
+    shown = pipe("w1", num_inference_steps=3, generator=seeded())
+    assert "3/3" in file.getvalue()
+    assert shown.images[0].tobytes() == quiet.images[0].tobytes()
+
+
+def test_offloading_needs_a_device(pipe: flashu.Pipeline) -> None:
+    with pytest.raises(flashu.FlashUError, match="GPU"):
+        pipe.enable_model_cpu_offload("cpu")
+
+
+def test_a_revision_is_fetched_with_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def fetched(name: str, **settings: Any) -> str:
+        asked.update(settings, name=name)
+        return str(ASSETS / "scenes")
+
+    monkeypatch.setattr("flashu.models.hub.snapshot_download", fetched)
+    pipe = flashu.Pipeline.from_pretrained("some/model", revision="v2", token="hf_x", device="cpu")
+    assert pipe.engine.model.spec.family == "showo2"
+    assert asked == {"name": "some/model", "revision": "v2", "token": "hf_x", "allow_patterns": None}
+    with pytest.raises(flashu.FlashUError, match="revision"):
+        flashu.Pipeline.from_pretrained("scenes", revision="v2")

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from flashu.models.registry import ASSETS, open_model
 from tests.robustness.cases import Case
 
+MOST = 1500
+"""Of all places, values and files of the five models, as many, drawn at random."""
 MODELS = ("scenes", "scenes-hard", "scenes-bagel", "scenes-showo", "scenes-emu3")
 STRANGE = (10**9, 2**40, 2**70, -1, 0, 2.5, 1e300, math.nan, math.inf, "7", "", None, True, [], [1, 2], {}, {"a": 1})
 
@@ -27,7 +29,7 @@ def cases(folder: Path, seed: int) -> list[Case]:
     made = list(itertools.chain.from_iterable((_configs(name, folder), _files(name, folder)) for name in MODELS))
     listed = list(itertools.chain.from_iterable(made))
     random.Random(seed).shuffle(listed)
-    return listed
+    return listed[:MOST]
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -188,7 +190,8 @@ def _tensors(place: Path, change: Callable[[Weights, str], Any]) -> None:
 def _pickle(place: Path, make: Callable[[Weights, str], Any]) -> None:
     file = place / "model.safetensors"
     weights: Any = dict(load_file(file))
-    weights = make(weights, next(iter(weights))) or weights
+    made = make(weights, next(iter(weights)))
+    weights = weights if made is None else made
     file.unlink()
     torch.save(weights, place / "pytorch_model.bin")
 

@@ -10,7 +10,7 @@ transformers itself is not needed.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,7 @@ from flashu.errors import FlashUError, ImageError, PromptError
 from flashu.inference.actions import AnswerRequest, Visual
 from flashu.inference.arguments import Shown
 from flashu.inference.engine import Engine
-from flashu.interfaces.pipeline import Pipeline
+from flashu.interfaces.pipeline import Pipeline, revised
 from flashu.models.protocol import Processor
 from flashu.models.registry import family_of, resolve
 from flashu.models.video import Video
@@ -44,9 +44,12 @@ class ChatProcessor:
         self.processor = processor
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str]) -> ChatProcessor:
-        """The processor of a known model's name, a folder or a hub id; no weights are read."""
-        checkpoint = resolve(source)
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+    ) -> ChatProcessor:
+        """The processor of a known model's name, a folder or a hub id; no weights are read. ``revision``, ``token``:
+        as of `Pipeline.from_pretrained`."""
+        checkpoint = resolve(revised(source, revision, token))
         family = family_of(checkpoint)
         if family.processor is None:
             raise FlashUError(f"{family.title} has no processor that can be loaded alone: take its model's")
@@ -85,10 +88,38 @@ class ChatProcessor:
         inputs["attention_mask"] = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         return inputs
 
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        add_generation_prompt: bool = True,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        return_tensors: str = "pt",
+    ) -> ChatInputs:
+        """Tensors of a conversation in transformers' form, or of several: one message of the user each, whose content
+        is a text or a list of ``{"type": "image", "image": ...}`` and ``{"type": "text", "text": ...}``. These models
+        answer one question at a time: more turns, other roles, and text alone (``tokenize=False``) are refused."""
+        if not (add_generation_prompt and tokenize and return_dict):
+            raise FlashUError("only tensors to answer are made here: leave tokenize, return_dict and the prompt on")
+        if not conversation:
+            raise PromptError("nothing to answer: give a message")
+        several: Any = [conversation] if isinstance(conversation[0], Mapping) else conversation
+        asked = [_asked(one) for one in several]
+        images = [shown for shown, _ in asked]
+        if any(images) and not all(images):
+            raise ImageError("questions about images and messages without any are separate calls")
+        return self([*images] if any(images) else None, [text for _, text in asked], return_tensors)
+
+    def decode(self, ids: Tensor | Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of one row of ids."""
+        row = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        return self.processor.decode(row, special=not skip_special_tokens)
+
     def batch_decode(self, sequences: Tensor | Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
         """The text of each row of ids."""
         rows = sequences.tolist() if isinstance(sequences, Tensor) else [list(row) for row in sequences]
-        return [self.processor.decode(row, special=not skip_special_tokens) for row in rows]
+        return [self.decode(row, skip_special_tokens) for row in rows]
 
 
 class ChatModel:
@@ -145,6 +176,26 @@ class ChatModel:
         longest, stop = max(len(answer.tokens) for answer in answers), self.engine.processor.stop
         new = [answer.tokens + [stop] * (longest - len(answer.tokens)) for answer in answers]
         return torch.cat((input_ids, torch.tensor(new, dtype=input_ids.dtype, device=input_ids.device)), dim=1)
+
+
+def _asked(conversation: Sequence[Mapping[str, Any]]) -> tuple[list[Visual], str]:
+    """The images and the text of a conversation of one message."""
+    if len(conversation) != 1 or conversation[0].get("role") != "user":
+        raise PromptError("a conversation is one message of the user here: these models answer one question at a time")
+    content = conversation[0].get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, Mapping) for part in parts):
+        raise PromptError("a message's content is a text, or a list of images and texts")
+    images: list[Any] = []
+    texts: list[str] = []
+    for part in parts:
+        kind = part.get("type")
+        if kind not in ("image", "text") or part.get(kind) is None:
+            raise PromptError(
+                'a part is {"type": "image", "image": ...} or {"type": "text", "text": ...}, ' + f"not {part!r:.60}"
+            )
+        (images if kind == "image" else texts).append(part[kind])
+    return images, " ".join(texts)
 
 
 def _groups(images: Any, text: str | Sequence[str]) -> list[list[Visual]]:

@@ -17,6 +17,8 @@ from flashu.errors import FlashUError
 from flashu.inference.calibrate.calibration import CALIBRATION
 from flashu.inference.engine import Engine
 from flashu.models.hub import Pushed, checkpoint_folder, upload
+from flashu.models.offload import offload
+from flashu.models.place import find_device
 from flashu.models.registry import family, open_model, resolve
 from flashu.plan import Plan, Step
 from flashu.plan.presets import FlashUConfig
@@ -41,6 +43,17 @@ class PipelineOutput:
     images: list[Image.Image] | np.ndarray | Tensor
     seeds: list[int] = field(default_factory=list)
 
+    def to_tuple(self) -> tuple[Any, ...]:
+        return (self.images, self.seeds)
+
+    def __getitem__(self, key: int | str | slice) -> Any:
+        """By name or place, as diffusers' outputs: ``out["images"]`` and ``out[0]`` are the images."""
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in ("images", "seeds"):
+            raise KeyError(key)
+        return getattr(self, key)
+
 
 class _Interrupted(Exception):
     """The callback has asked to stop; holds the latents so far."""
@@ -61,6 +74,7 @@ class Pipeline(Pushed):
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._interrupt = False
+        self._bar: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -70,13 +84,17 @@ class Pipeline(Pushed):
         recipe: Recipe | FlashUConfig | str | Path | None = None,
         torch_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
         **settings: Any,
     ) -> Pipeline:
-        """The pipeline of a saved one, of a known model's name, a checkpoint folder or a hub id.
+        """The pipeline of a saved one, of a known model's name, a checkpoint folder or a hub id, there of a branch, tag
+        or commit (``revision``) and read with a ``token``, if given.
 
         ``recipe`` None: the one saved with the pipeline, else "exact". Further settings as of the family's
         ``from_pretrained``.
         """
+        source = revised(source, revision, token)
         model = open_model(source, dtype=torch_dtype, device=device, **settings)
         if recipe is None:
             stored = checkpoint_folder(resolve(source).source, (RECIPE,)) / RECIPE
@@ -114,6 +132,24 @@ class Pipeline(Pushed):
             if not isinstance(target, torch.dtype):
                 self.engine.processor.to(target)
         return self
+
+    def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
+        """Keep the weights in main memory, for good; each visits ``device`` (None: CUDA) when it computes."""
+        place = find_device(device)
+        if place is None or place.type == "cpu":
+            raise FlashUError("offloading needs a GPU for the weights to visit: there is none, or it was not named")
+        self.engine.release()
+        offload(self.engine.model, place)
+        self.engine.processor.to(place)
+
+    def set_progress_bar_config(self, **settings: Any) -> None:
+        """Settings of the tqdm bar over forwards, for instance ``disable=True``; without any, it shows on terminals."""
+        self._bar = settings
+
+    def progress_bar(self, total: int) -> Any:
+        from tqdm.auto import tqdm
+
+        return tqdm(total=total, **{"disable": None} | self._bar)
 
     @property
     def device(self) -> torch.device:
@@ -162,8 +198,13 @@ class Pipeline(Pushed):
         seeds = _seeds(generator, count)
         self._interrupt = False
 
+        bar = self.progress_bar(0)
+
         def on_step(step: Step, plan: Plan, latents: Tensor) -> Tensor | None:
-            assert callback_on_step_end is not None
+            bar.total = step.total
+            bar.update(step.index + 1 - bar.n)
+            if callback_on_step_end is None:
+                return None
             time = None if step.time is None else torch.tensor(step.time)
             given: dict[str, Any] = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
             returned = callback_on_step_end(self, step.index, time, given) or {}
@@ -181,11 +222,13 @@ class Pipeline(Pushed):
                 guidance=guidance_scale,
                 height=height,
                 width=width,
-                on_step=on_step if callback_on_step_end else None,
+                on_step=None if callback_on_step_end is None and bar.disable else on_step,
                 decode=False,
             ).latents
         except _Interrupted as stopped:
             latents = stopped.latents
+        finally:
+            bar.close()
         images = self._finished(latents, output_type)
         return PipelineOutput(images, seeds) if return_dict else (images,)
 
@@ -199,6 +242,16 @@ class Pipeline(Pushed):
             pixels = torch.cat([self.engine.layout.pixels(part).float() for part in latents.split(AT_ONCE)])
         pixels = ((pixels + 1) / 2).clamp(0, 1)
         return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def revised(source: str | os.PathLike[str], revision: str | None, token: str | None) -> str | os.PathLike[str]:
+    """The folder of a hub id's revision; ``source`` itself where neither revision nor token is given."""
+    if revision is None and token is None:
+        return source
+    known = resolve(source).source
+    if isinstance(known, Path):
+        raise FlashUError(f"{source} is a folder here: revision and token are for repositories of the hub")
+    return checkpoint_folder(known, None, revision, token)
 
 
 def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:

@@ -19,8 +19,14 @@ PATTERNS = ("config.json", "tokenizer.json", "*.index.json", "*.safetensors", "*
 UNREACHABLE: tuple[type[BaseException], ...] = (OSError, HFValidationError, *HfHubHTTPError.__bases__)
 
 
-def checkpoint_folder(source: str | os.PathLike[str], patterns: tuple[str, ...] = PATTERNS) -> Path:
-    """The folder of a checkpoint: ``source`` itself, or, for a hub id, the files matching ``patterns`` fetched."""
+def checkpoint_folder(
+    source: str | os.PathLike[str],
+    patterns: tuple[str, ...] | None = PATTERNS,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Path:
+    """The folder of a checkpoint: ``source`` itself, or, for a hub id, the files matching ``patterns`` (None: all)
+    fetched. ``revision``: branch, tag or commit; ``token``: of an account that may read it."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -30,7 +36,11 @@ def checkpoint_folder(source: str | os.PathLike[str], patterns: tuple[str, ...] 
     if not HUB_ID.fullmatch(name):
         raise CheckpointError(f"{name!r} is neither a folder here nor a hub id like 'showlab/show-o2-1.5B'")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(
+                name, revision=revision, token=token, allow_patterns=None if patterns is None else list(patterns)
+            )
+        )
     except (OSError, HFValidationError) as e:  # offline, not found and not allowed are all kinds of OSError
         raise CheckpointError(
             f"{name} could not be fetched from the Hugging Face hub ({str(e).strip().splitlines()[0]}). "

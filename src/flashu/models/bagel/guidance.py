@@ -36,6 +36,8 @@ class Steering:
 
     def __post_init__(self) -> None:
         for scale in (self.text, self.image):
+            if scale is None:
+                raise FlashUError("a guidance scale must be a number")
             check_number("guidance", scale)
         if self.renorm not in RENORMS:
             raise FlashUError(f"there is no renorm {self.renorm!r}: known are {', '.join(RENORMS)}")

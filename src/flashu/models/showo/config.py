@@ -56,6 +56,8 @@ class ShowOConfig(Checked):
         super().__post_init__()
         if self.llm.hidden_size % self.llm.num_attention_heads:
             raise ValueError("llm.hidden_size must be a multiple of llm.num_attention_heads")
+        if self.llm.partial_rotary_factor > 1:
+            raise ValueError(f"llm.partial_rotary_factor is a share of a head, not {self.llm.partial_rotary_factor}")
         if self.llm.rotary_dim % 2:
             raise ValueError(f"llm.partial_rotary_factor leaves {self.llm.rotary_dim} rotated channels: an odd number")
         if self.llm.vocab_size != self.codes[1] + 1:

@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=48_000, help="training scenes in the pool")
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates")
     parser.add_argument("--evaluate-minutes", type=float, default=10, help="minutes between held-out scores")
+    parser.add_argument("--save-seconds", type=float, default=CHECKPOINT_SECONDS, help="seconds between checkpoints")
     parser.add_argument("--runs", type=Path, help="checkpoints, curves, cached pictures (default runs/NAME)")
     parser.add_argument("--assets", type=Path, help="where the finished files go (default in the package)")
     options = parser.parse_args()
@@ -97,12 +98,10 @@ def open_codec(kind: Any, world: World, options: argparse.Namespace, device: str
 
 def train(trainer: Trainer, codec: Any, options: argparse.Namespace) -> None:
     """Runs to the planned step; checkpoints every two minutes, scores and exports every few."""
-    settings, batcher, runs = trainer.settings, trainer.batcher, options.runs
+    settings, runs = trainer.settings, options.runs
     checkpoint = runs / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load_state_dict(torch.load(checkpoint, map_location=trainer.device, weights_only=True))
-        batcher.reseed(settings.seed + trainer.step)
-        torch.manual_seed(settings.seed + trainer.step)
         console.log(f"resumed at step {trainer.step}")
     saved = scored = logged = time.monotonic()
     recent: list[dict[str, float]] = []
@@ -125,7 +124,7 @@ def train(trainer: Trainer, codec: Any, options: argparse.Namespace) -> None:
                 listed = " ".join(f"{name} {value:.4f}" for name, value in means.items())
                 console.log(f"{trainer.step} {seconds:.2f} s/step {listed}")
                 recent, logged = [], now
-            if now - saved > CHECKPOINT_SECONDS or trainer.step == settings.steps:
+            if now - saved > options.save_seconds or trainer.step == settings.steps:
                 _save(trainer, checkpoint)
                 saved = now
             if now - scored > 60 * options.evaluate_minutes or trainer.step == settings.steps:
@@ -134,7 +133,10 @@ def train(trainer: Trainer, codec: Any, options: argparse.Namespace) -> None:
 
 
 def _save(trainer: Trainer, path: Path) -> None:
-    torch.save(trainer.state_dict(), path.with_suffix(".new"))
+    with path.with_suffix(".new").open("wb") as file:
+        torch.save(trainer.state_dict(), file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(path.with_suffix(".new"), path)
 
 

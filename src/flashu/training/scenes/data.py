@@ -108,6 +108,13 @@ class Batcher:
     def reseed(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the random stream is."""
+        return dict(self.rng.bit_generator.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 

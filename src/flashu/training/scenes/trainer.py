@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,13 @@ class Trainer:
             "probes": self.probes.state_dict(),
             "average": self.average,
             "optimizers": [o.state_dict() for o in self.optimizers],
+            "random": self._random(),
         }
+
+    def _random(self) -> dict[str, Any]:
+        """Where the random streams are: a run that is resumed goes on as if it had not stopped."""
+        cuda = torch.cuda.get_rng_state(self.device) if torch.device(self.device).type == "cuda" else None
+        return {"examples": self.batcher.state_dict(), "cpu": torch.get_rng_state(), "cuda": cuda}
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.average = state["step"], state["average"]
@@ -165,3 +172,12 @@ class Trainer:
         self.probes.load_state_dict(state["probes"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        random = state.get("random")
+        if random is None:  # of an older run: new examples from here on
+            self.batcher.reseed(self.settings.seed + self.step)
+            torch.manual_seed(self.settings.seed + self.step)
+            return
+        self.batcher.load_state_dict(random["examples"])
+        torch.set_rng_state(random["cpu"].cpu())
+        if random["cuda"] is not None and torch.device(self.device).type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"].cpu(), self.device)
