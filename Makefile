@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup serve demo test test-slow test-gpu test-robust lint format typecheck docs lab lab-full train-scenes scenes-scores clean
+.PHONY: help setup serve demo test test-slow test-gpu test-robust test-interrupts test-memory package-test package-test-oldest lint format typecheck docs lab lab-full train-scenes scenes-scores clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t16
@@ -54,6 +54,18 @@ format: $(VENV)/.dev  ## rewrite the code in the house format
 
 test-robust: $(VENV)/.dev  ## over 2,000 malformed checkpoints, pictures, requests, recipes, drafts and command lines
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness
+
+test-interrupts: $(VENV)/.dev  ## long commands, interrupted at random moments and resumed: equal results
+	$(BIN)/python -m tests.robustness.interrupts
+
+test-memory: $(VENV)/.dev  ## memory of a process over 1,000 requests
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.memory
+
+package-test:  ## the wheel, built and installed in a fresh environment with the newest dependencies
+	PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/package.sh newest
+
+package-test-oldest:  ## the same with the oldest dependencies that pyproject.toml declares
+	PYTHON=$(PYTHON) tests/package.sh oldest
 
 typecheck: $(VENV)/.dev
 	$(BIN)/mypy

@@ -83,7 +83,7 @@ def _lines(folder: Path) -> Iterator[list[str]]:
         "tune": (["tune", "-o", str(folder / "t")], ["trials", "minutes", "budget", "model", "task"]),
         "models": (["models"], ["json"]),
         "eval geneval": (
-            ["eval", "geneval", "none.jsonl", "-o", str(folder / "g")],
+            ["eval", "geneval", "--prompts", str(folder / "none.jsonl"), "-o", str(folder / "g")],
             ["shard", "limit", "steps", "model", "seed"],
         ),
         "train draft": (["train", "draft", "-o", str(folder / "d")], ["steps", "model", "kind"]),
@@ -114,8 +114,8 @@ def _lines(folder: Path) -> Iterator[list[str]]:
         ]
         yield ["plan", "--preset", place.format(folder=folder)]
         yield ["train", "--config", place.format(folder=folder)]
-        yield ["eval", "dpg", place.format(folder=folder), "-o", str(folder / "dpg")]
-        yield ["eval", "geneval", place.format(folder=folder), "-o", str(folder / "gen")]
+        yield ["eval", "dpg", "--prompts", place.format(folder=folder), "-o", str(folder / "dpg")]
+        yield ["eval", "geneval", "--prompts", place.format(folder=folder), "-o", str(folder / "gen")]
     for word in ("", "genrate", "--version", "--debug", "\0", "x" * 5000, "--help"):
         yield [word]
 

@@ -1,8 +1,8 @@
 """Long commands, interrupted at random moments and then run to their end: `python -m tests.robustness.interrupts`.
 
 Each command runs once without an interruption, then `--moments` times with SIGINT, SIGTERM or SIGKILL sent at a moment
-drawn from its whole time, after which it is run again. What it leaves must be the same, byte for byte; of a result of the
-lab, the numbers (how long it took is measured anew).
+drawn from its whole time, after which it is run again. What it leaves must be the same, byte for byte; of a result of
+the lab, the numbers (how long it took is measured anew).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def prompts(folder: Path) -> str:
 SMALL = ["--steps", "6", "--drawings", "2", "--questions", "2", "--scenes", "64", "--save-seconds", "0"]
 COMMANDS = {
     "eval geneval": Long(
-        lambda o: flashu("eval", "geneval", prompts(o), "-o", str(o), "--steps", "6", "--device", "cpu"),
+        lambda o: flashu("eval", "geneval", "--prompts", prompts(o), "-o", str(o), "--steps", "6", "--device", "cpu"),
         files(".png", ".jsonl"),
     ),
     "lab specialization": Long(lambda o: flashu("lab", "specialization", "-o", str(o), "--device", "cpu"), lab),

@@ -54,7 +54,6 @@ NUMBERS: tuple[Any, ...] = (
     torch.tensor([1.5]),
     complex(1, 1),
     range(1),
-    lambda: 5,
 )
 TEXTS: tuple[Any, ...] = (
     None,

@@ -147,7 +147,7 @@ def load_recipe(source: RecipeSource, target: Target | None = None) -> Recipe:
     spec = None if target is None else target.spec
     if isinstance(source, FlashUConfig):
         return fitting(source.recipe(), spec)
-    if source in PRESETS:
+    if isinstance(source, str) and source in PRESETS:
         return fitting(PRESETS[str(source)](), spec)
     path = _path(source, target)
     data = _read(path)
@@ -164,7 +164,7 @@ def load_recipe(source: RecipeSource, target: Target | None = None) -> Recipe:
 def tuned_on(source: str | Path, target: Target | None = None) -> str | None:
     """The hash of the weights that a preset or recipe file was tuned on, None for a general one. `RecipeError` for what
     `load_recipe` would refuse whatever the weights."""
-    if source in PRESETS:
+    if isinstance(source, str) and source in PRESETS:
         return None
     data = _read(_path(source, target))
     _recipe(data)

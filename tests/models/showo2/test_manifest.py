@@ -55,3 +55,12 @@ def test_buffers_are_those_of_the_original_and_are_computed(built):
 def test_the_head_of_the_7b_is_tied_only_where_it_should_be(built):
     manifest, model = built
     assert (model.showo.lm_head.weight is model.showo.model.embed_tokens.weight) == manifest["lm_head_tied"]
+
+
+def test_position_ids_are_of_the_grid() -> None:
+    """Not of the table: the checkpoints for larger pictures keep the table of the smaller ones."""
+    data = {"llm_model_path": "Qwen2.5-1.5B-Instruct", "image_latent_height": 32, "image_latent_width": 32}
+    with torch.device("meta"):
+        model = ShowO2(official_config(data))
+    assert model.image_position_ids.shape == (1, 1024)
+    assert len(model.position_embedding.weight) == 729

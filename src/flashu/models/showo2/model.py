@@ -72,7 +72,8 @@ class ShowO2(nn.Module):
         self.image_embedder_gen = PatchEmbed(c, h, p)
         self.und_trans = SemanticLayers(config.vision)
         self.position_embedding = nn.Embedding(config.vision.num_positions, config.vision.hidden_size)
-        self.register_buffer("image_position_ids", torch.arange(config.vision.num_positions)[None], persistent=False)
+        cells = config.image_latent_height * config.image_latent_width  # as the original has it, whatever the table
+        self.register_buffer("image_position_ids", torch.arange(cells)[None], persistent=False)
         fused = config.vision.hidden_size + h
         self.fusion_proj = nn.Sequential(RMSNorm(fused, 1e-6), nn.Linear(fused, h), nn.GELU(), nn.Linear(h, h))
         self.time_embed = TimestepEmbedder(d)
