@@ -157,7 +157,7 @@ def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(flashu.FlashUError, match="cpu cannot compute in fp8"):
             model.quantize("fp8")
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(flashu.FlashUError, match=r"flashu\[quant\]"):
+    with pytest.raises(flashu.FlashUError, match=r"\.\[quant\]"):
         model.quantize("int8")
     assert all(type(p) is nn.Parameter for p in model.parameters())
 

@@ -19,7 +19,7 @@ def plot(report: Report, path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise FlashUError('the plot needs matplotlib: pip install "flashu[plots]"') from error
+        raise FlashUError('the plot needs matplotlib: pip install ".[plots]" in a clone of flashu') from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -281,7 +281,9 @@ def subject_of(
         check_number(limit, value)
     layout = model.layout(processor)
     if task_of(task) == "understanding" and not layout.sees:
-        raise FlashUError(f'{name} cannot see as it is: if it lacks its autoencoder, pip install "flashu[wan]"')
+        raise FlashUError(
+            f'{name} cannot see as it is: if it lacks its autoencoder, pip install ".[wan]" in a clone of flashu'
+        )
     if task == "edit" and not layout.edits:
         raise FlashUError(f"{name} does not edit images")
     defaults = layout.defaults

@@ -12,6 +12,7 @@ from flashu.cli import options as opt
 from flashu.cli.opened import open_engine
 from flashu.cli.output import emit, progress, write
 from flashu.errors import CalibrationError, PromptError
+from flashu.plan.files import given_text
 
 
 @opt.offers(opt.EngineOptions, "model", "dtype", "device")
@@ -58,7 +59,7 @@ def calibrate(
 
 
 def read_prompts(path: Path) -> list[str]:
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    prompts = [line.strip() for line in given_text(path).splitlines() if line.strip()]
     if not prompts:
         raise PromptError(f"{path} holds no prompt")
     return prompts
@@ -67,7 +68,7 @@ def read_prompts(path: Path) -> list[str]:
 def read_samples(path: Path) -> list[tuple[Any, str]]:
     """(image file, question) of each line; image files are looked for beside the sample file."""
     pairs: list[tuple[Any, str]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(given_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -44,6 +44,8 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             sys.stdout = sys.stderr  # the reader has gone: nothing more can be written there
             code = 1
+        except MemoryError:
+            code = complain("there is not enough memory for this: see docs/memory.md for what needs less", 1)
         except OSError as error:
             sys.stdout = sys.stderr
             code = complain(f"{error.filename or 'output'}: {error.strerror or error}", 1)

@@ -12,6 +12,7 @@ import typer
 from flashu.cli import options as opt
 from flashu.cli.opened import open_engine
 from flashu.errors import FlashUError
+from flashu.plan.files import given_text
 
 KEY = "FLASHU_API_KEY"
 
@@ -61,10 +62,10 @@ def serve(
         from flashu.server.serve import serve as run
         from flashu.server.service import Service
     except ModuleNotFoundError as error:
-        raise FlashUError(f'serving needs {error.name}: pip install "flashu[serve]"') from error
+        raise FlashUError(f'serving needs {error.name}: pip install ".[serve]" in a clone of flashu') from error
     from flashu.server.settings import ServeSettings
 
-    key = api_key_file.read_text(encoding="utf-8").strip() if api_key_file is not None else os.environ.get(KEY)
+    key = given_text(api_key_file).strip() if api_key_file is not None else os.environ.get(KEY)
     settings = ServeSettings(
         batching=batching,  # type: ignore[arg-type]
         drawing=drawing,

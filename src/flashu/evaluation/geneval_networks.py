@@ -101,7 +101,9 @@ def _transformers() -> Any:
         import scipy  # noqa: F401  (Mask2Former's class asks for it)
         import transformers
     except ImportError as error:
-        raise FlashUError(f"scoring needs transformers and scipy ({error}): pip install 'flashu[score]'") from error
+        raise FlashUError(
+            f"scoring needs transformers and scipy ({error}): pip install '.[score]' in a clone of flashu"
+        ) from error
     return transformers
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from flashu.errors import FlashUError
 from flashu.evaluation.files import write_json
+from flashu.plan.files import given_text
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,4 @@ def parsed(text: str, where: str) -> Any:
 
 
 def text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FlashUError(f"{file} cannot be read: {error}") from error
+    return given_text(file)

@@ -24,7 +24,7 @@ def offload(model: Any, device: torch.device | str) -> None:
     try:
         from accelerate.hooks import AlignDevicesHook, add_hook_to_module
     except ModuleNotFoundError as error:
-        raise FlashUError('offloading needs accelerate: pip install "flashu[offload]"') from error
+        raise FlashUError('offloading needs accelerate: pip install ".[offload]" in a clone of flashu') from error
     place = torch.device(device)
     words = model.get_input_embeddings()
     within = {projection for ffn in model.modules() if isinstance(ffn, FFN) for projection in ffn.children()}

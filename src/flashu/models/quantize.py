@@ -107,7 +107,7 @@ def narrow(linear: nn.Linear, scheme: str) -> nn.Linear:
     try:
         from torchao import quantization
     except ImportError as error:
-        raise FlashUError('quantization needs torchao: pip install "flashu[quant]"') from error
+        raise FlashUError('quantization needs torchao: pip install ".[quant]" in a clone of flashu') from error
     config: Any = getattr(quantization, SCHEMES[scheme])(set_inductor_config=False)
     quantization.quantize_(linear, config)
     return linear

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flashu.errors import FlashUError
+
 MOST = 64 * 2**20
 """Bytes of a text file that are read at most."""
+
+
+def given_text(path: Path) -> str:
+    """The same, with one `FlashUError` for whatever cannot be read."""
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise FlashUError(f"{path} cannot be read as text in UTF-8: {error}") from error
 
 
 def read_text(path: Path) -> str:

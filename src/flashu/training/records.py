@@ -56,7 +56,9 @@ def _saved(path: Path) -> Iterator[Any]:
     try:
         from datasets import load_from_disk
     except ImportError as error:
-        raise FlashUError(f"{path} is a saved dataset: install flashu[train] to read it") from error
+        raise FlashUError(
+            f'{path} is a saved dataset: pip install ".[train]" in a clone of flashu to read it'
+        ) from error
     yield from load_from_disk(str(path))
 
 

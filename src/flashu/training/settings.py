@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from flashu.errors import FlashUError
+from flashu.plan.files import given_text
 from flashu.training.exact import Savings
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -101,10 +102,10 @@ class TrainSettings:
         try:
             import yaml
         except ImportError as error:
-            raise FlashUError("settings are YAML: install flashu[train]") from error
+            raise FlashUError('settings are YAML: pip install ".[train]" in a clone of flashu') from error
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+            data = yaml.safe_load(given_text(Path(path)))
+        except (yaml.YAMLError, RecursionError) as error:
             raise FlashUError(f"{path} cannot be read as YAML: {error}") from error
         if not isinstance(data, dict):
             raise FlashUError(f"{path} must hold settings by name")

@@ -61,7 +61,7 @@ class Trainer:
         try:
             from accelerate import Accelerator
         except ImportError as error:
-            raise FlashUError("training needs accelerate: install flashu[train]") from error
+            raise FlashUError('training needs accelerate: pip install ".[train]" in a clone of flashu') from error
         self.settings, self.batches, self.log, self.step = settings, batches, log, 0
         self.output = Path(settings.output)
         data = dict(settings.unimod)

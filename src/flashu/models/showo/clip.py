@@ -31,7 +31,9 @@ class ClipFeatures:
         try:
             from transformers import CLIPVisionModel
         except ImportError as e:
-            raise FlashUError("showing pictures by CLIP needs transformers: pip install 'flashu[clip]'") from e
+            raise FlashUError(
+                "showing pictures by CLIP needs transformers: pip install '.[clip]' in a clone of flashu"
+            ) from e
         folder = checkpoint_folder(source, ("config.json", "*.safetensors", "*.bin"))
         try:
             tower: Any = CLIPVisionModel.from_pretrained(folder)

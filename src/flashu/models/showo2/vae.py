@@ -134,5 +134,7 @@ def _diffusers() -> tuple[Any, Any]:
         from diffusers import AutoencoderKLWan
         from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
     except ImportError as e:
-        raise CheckpointError('the Wan2.1 autoencoder needs diffusers: pip install "flashu[wan]"') from e
+        raise CheckpointError(
+            'the Wan2.1 autoencoder needs diffusers: pip install ".[wan]" in a clone of flashu'
+        ) from e
     return AutoencoderKLWan, convert_wan_vae_to_diffusers

@@ -59,7 +59,7 @@ class Result:
             from matplotlib import rc_context
             from matplotlib.figure import Figure
         except ModuleNotFoundError as error:
-            raise FlashUError('figures need matplotlib: pip install "flashu[plots]"') from error
+            raise FlashUError('figures need matplotlib: pip install ".[plots]" in a clone of flashu') from error
         file = io.BytesIO()
         with rc_context(STYLE):
             figure = Figure(figsize=(WIDTH, self.height), dpi=130, layout="constrained")

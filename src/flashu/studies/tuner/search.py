@@ -159,5 +159,5 @@ def the_optuna() -> Any:
     try:
         import optuna
     except ModuleNotFoundError as error:
-        raise FlashUError("the tuner searches with Optuna: pip install 'flashu[tune]'") from error
+        raise FlashUError("the tuner searches with Optuna: pip install '.[tune]' in a clone of flashu") from error
     return optuna

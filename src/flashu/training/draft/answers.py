@@ -16,6 +16,7 @@ from flashu.inference.actions import AnswerRequest
 from flashu.inference.engine import Engine
 from flashu.models.pictures import Picture
 from flashu.models.weights import checkpoint_hash
+from flashu.plan.files import given_text
 from flashu.scenes import questions
 from flashu.scenes.sampler import FAMILIES, held_scene, training_scene
 from flashu.scenes.world import Scene, World, render
@@ -62,11 +63,7 @@ def listed(file: Path) -> list[Asked]:
     """Questions of a file of JSON lines, {"question": ..., "images": [paths]}; paths are relative to the file.
     `FlashUError` for a file that holds none."""
     asked = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FlashUError(f"{file} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(given_text(file).splitlines(), start=1):
         if not line.strip():
             continue
         try:

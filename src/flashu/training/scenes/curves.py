@@ -19,7 +19,7 @@ def append(path: Path, record: dict[str, float]) -> None:
 
 def draw(losses: Path, scores: Path, picture: Path) -> None:
     """Losses on the left (log scale), held-out scores on the right, over steps. Needs the `plots` extra."""
-    if find_spec("matplotlib") is None:  # an optional extra: `pip install flashu[plots]`
+    if find_spec("matplotlib") is None:  # an optional extra: `pip install ".[plots]"`
         return
     import matplotlib
 
