@@ -82,10 +82,12 @@ def is_video(path: Path) -> bool:
     """Whether a path is a folder or an image with several frames."""
     if path.is_dir():
         return True
+    if not path.is_file():  # a pipe is not waited for
+        return False
     try:
         with Image.open(path) as film:
             return getattr(film, "n_frames", 1) > 1
-    except (OSError, SyntaxError):
+    except Exception:  # of a damaged file, pillow's readers raise errors of every kind
         return False
 
 
