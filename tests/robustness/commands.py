@@ -96,7 +96,8 @@ def _lines(folder: Path) -> Iterator[list[str]]:
         ):
             yield [*line, f"--{option}", value.format(folder=folder)]
         yield [*line, "--nonsense"]
-        yield [line[0]]
+        if len(line) > 1:  # the others have nothing to lack
+            yield [line[0]]
         yield [*line, "--help"]
     for target in TARGETS:
         yield ["generate", "a red circle", "--steps", "1", "-o", target.format(folder=folder)]

@@ -81,7 +81,7 @@ SMALL = ["--steps", "6", "--drawings", "2", "--questions", "2", "--scenes", "64"
 COMMANDS = {
     "eval geneval": Long(
         lambda o: flashu("eval", "geneval", "--prompts", prompts(o), "-o", str(o), "--steps", "6", "--device", "cpu"),
-        files(".png", ".jsonl"),
+        files(".png"),
     ),
     "lab specialization": Long(lambda o: flashu("lab", "specialization", "-o", str(o), "--device", "cpu"), lab),
     "train draft": Long(
