@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import resource
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=1000)
     count = parser.parse_args().requests
     torch.set_num_threads(1)
+    logging.getLogger("flashu").setLevel(logging.ERROR)
     model = open_model("scenes", device="cpu")
     engine = Engine(model, model.processor, "exact", model.calibration)
     seen = {}
