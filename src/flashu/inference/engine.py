@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +33,14 @@ from flashu.inference.results import Answer, Generation
 from flashu.inference.run import Event, Run, complete
 from flashu.inference.session import EditSession
 from flashu.inference.speculate import DraftSource, speculation_of
+from flashu.models.adapter import Adapter, shipped
 from flashu.models.offload import offloaded
 from flashu.models.packing import is_packed
 from flashu.models.pictures import Picture, to_pil
 from flashu.models.protocol import UnifiedModel
 from flashu.models.weights import checkpoint_hash
 from flashu.models.words import IMAGE, around_images
-from flashu.plan import Observations, Step, Task
+from flashu.plan import Guidance, Observations, Step, Task
 from flashu.plan.explain import Sizes, tabulate
 from flashu.plan.limits import check_number
 from flashu.plan.presets import PRESETS, RecipeSource, Target, load_recipe
@@ -49,8 +51,11 @@ from flashu.runtime.context import Context
 from flashu.runtime.executor import Executor
 from flashu.runtime.graphs import GraphPool
 from flashu.runtime.memory import enough_memory
+from flashu.runtime.runner import Runner
 from flashu.runtime.sampling import chooser
 from flashu.runtime.slots import SlotPool
+
+log = logging.getLogger("flashu")
 
 CHECK_EVERY = 8
 """Tokens of text between two looks at whether to stop, on a device that a look waits for."""
@@ -73,7 +78,9 @@ class Engine:
     task keeps is one slice; engines that share the model then compute as before up to rounding, but none can prune it
     in place by other masks (`FlashUError`) until `release`. ``routers``: weights [2, D] of the routers that the recipe
     names (`flashu.training.mod.Routers.weights`). ``draft``: what drafts answers, which makes them quicker and changes
-    nothing else (see `speculation_of`). Raises `RecipeError` when the model lacks what the recipe works on.
+    nothing else (see `speculation_of`). ``adapter``: its folder, or one that is loaded: weights that are used in the
+    forwards that denoise and nowhere else, so that contexts and answers stay the model's. Raises `RecipeError` when
+    the model lacks what the recipe works on.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class Engine:
         in_place: bool = False,
         routers: Mapping[str, Tensor] | None = None,
         draft: DraftSource = None,
+        adapter: str | Path | Adapter | None = None,
     ) -> None:
         if (compile or graphs) and offloaded(model):
             raise FlashUError("an offloaded model is neither compiled nor captured: load it without offload")
@@ -95,25 +103,50 @@ class Engine:
             raise FlashUError("packed weights are not compiled: leave compile out, or load the model without pack")
         if graphs and model.device.type != "cuda":
             raise FlashUError(f"CUDA graphs need a model on a CUDA device, not on {model.device}: leave graphs out")
-        self._hold(model, processor, draft)
+        self._hold(model, processor, draft, adapter)
         calls, pool = LayerCalls(compile, model.device), GraphPool() if graphs else None
         self.prepared = PreparedRecipe(
             recipe_for(model, recipe), calibration, calls, pool, in_place=in_place, routers=routers
         )
         self._check()
 
-    def _hold(self, model: UnifiedModel, processor: Any, draft: DraftSource) -> None:
+    def _hold(
+        self, model: UnifiedModel, processor: Any, draft: DraftSource, adapter: str | Path | Adapter | None = None
+    ) -> None:
         self.model, self.processor = model, processor
-        self.layout = model.layout(processor)
+        self.adapter = Adapter.load(adapter, model) if isinstance(adapter, str | Path) else adapter
+        if self.adapter is not None and offloaded(model):
+            raise FlashUError("an offloaded model takes no adapter: load it without offload")
+        self._drawing = None if self.adapter is None else self.adapter.on(model)
+        self.layout = (self._drawing or model).layout(processor)
+        if self.adapter is not None:
+            facts = self.adapter.facts
+            self.layout.defaults = replace(self.layout.defaults, steps=facts.steps, shift=facts.shift)
         self.speculation = speculation_of(draft, model)
 
     def _check(self) -> None:
         self.recipe.check(self.model.spec)
+        if self.adapter is not None:
+            self._check_adapter()
         if self.speculation is not None and self.recipe.reference:
             raise RecipeError("the released FlashU program decodes token by token: leave draft out")
         token = Step("understanding", "token", 1, 2)
         if self.speculation is not None and self.recipe.plan(token, Observations(), {}).layers.bypasses:
             raise RecipeError("drafted tokens that bypass layers cannot be taken back: leave draft out for this recipe")
+
+    def _check_adapter(self) -> None:
+        """`RecipeError` for what does not go with weights that are used while denoising alone."""
+        drawing = self.recipe.of("generation")
+        if self.recipe.solver != "euler":
+            raise RecipeError(f"adapters draw by Euler steps: leave the solver {self.recipe.solver!r} out")
+        if names := [m.name for m in drawing if m.writes & {"scales", "reuse"}]:
+            raise RecipeError(f"guidance is folded into the adapter: leave {', '.join(names)} out")
+        if any(m.task == "generation" for m in self.recipe.ffn_prunes()):
+            raise RecipeError(
+                "FFN masks are of the model's own weights: with an adapter, leave ffn_prune out for drawing"
+            )
+        if self.prepared.in_place:
+            raise RecipeError("neurons that an adapter shares cannot be moved: leave in_place out")
 
     def __repr__(self) -> str:
         spec, where = self.model.spec, f"{self.model.dtype}".removeprefix("torch.")
@@ -128,9 +161,17 @@ class Engine:
     def calibration(self) -> Calibration | None:
         return self.prepared.calibration
 
-    def with_recipe(self, recipe: RecipeSource, draft: DraftSource = None) -> Engine:
+    def with_recipe(
+        self,
+        recipe: RecipeSource = "exact",
+        draft: DraftSource = None,
+        adapter: str | Path | Adapter | None = None,
+    ) -> Engine:
         """An engine over the same weights with another recipe: a preset's name, a recipe file, settings or a recipe.
-        ``draft``: what drafts its answers (None: nothing)."""
+        ``draft``: what drafts its answers (None: nothing). ``adapter``: as of `Engine` (None: none); the name of one
+        that comes with the model ("6-step") may stand for the recipe."""
+        if adapter is None and (folder := shipped(self.model, recipe)) is not None:
+            recipe, adapter = "exact", folder
         known = self.prepared
         prepared = PreparedRecipe(
             recipe_for(self.model, recipe),
@@ -141,13 +182,20 @@ class Engine:
             in_place=known.in_place,
             routers=known.routers,
         )
-        return self.of(self.model, self.processor, prepared, draft)
+        return self.of(self.model, self.processor, prepared, draft, adapter)
 
     @classmethod
-    def of(cls, model: UnifiedModel, processor: Any, prepared: PreparedRecipe, draft: DraftSource = None) -> Engine:
+    def of(
+        cls,
+        model: UnifiedModel,
+        processor: Any,
+        prepared: PreparedRecipe,
+        draft: DraftSource = None,
+        adapter: str | Path | Adapter | None = None,
+    ) -> Engine:
         """An engine for a recipe that is already prepared for the model."""
         engine = cls.__new__(cls)
-        engine._hold(model, processor, draft)
+        engine._hold(model, processor, draft, adapter)
         engine.prepared = prepared
         engine._check()
         return engine
@@ -319,6 +367,9 @@ class Engine:
         asked = requests[0].steps or self.layout.defaults.steps
         if self.recipe.forwards(asked) < 1:
             raise FlashUError(f"{asked} steps leave no forward under recipe {self.recipe.name!r}: ask for more")
+        if self.adapter is not None and self.recipe.forwards(asked) != self.adapter.facts.steps:
+            forwards, trained = self.recipe.forwards(asked), self.adapter.facts.steps
+            log.warning("the adapter was trained to draw in %d steps, not in %d", trained, forwards)
         scripts = self.layout.draw(requests, self.recipe)
         self.prepare("generation", prompt=requests[0].prompt)
         return scripts
@@ -421,7 +472,9 @@ class Engine:
 
     @property
     def sizes(self) -> Sizes:
-        return self.layout.sizes("this model")
+        sizes = self.layout.sizes("this model")
+        # An adapter guides by itself: one branch.
+        return sizes if self.adapter is None else replace(sizes, guidance=lambda scale, edit: Guidance())
 
     # -- calibration -------------------------------------------------------------------------------------------
     def calibrate(
@@ -454,7 +507,9 @@ class Engine:
         """Computes the forwards of this engine's runs, of one thread; ``slots``: so that answers may begin and end at
         any token of others. Make it after `prepare`."""
         drafter = None if self.speculation is None else self.speculation.drafter
-        return Executor(self.prepared.runner(self.model), self.prepared.graphs, slots, drafter)
+        known = self.prepared
+        drawing = None if self._drawing is None else Runner(self._drawing, calls=known.calls, routers=known.routers)
+        return Executor(known.runner(self.model), known.graphs, slots, drafter, drawing)
 
     def _runs(
         self,

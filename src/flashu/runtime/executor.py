@@ -17,7 +17,8 @@ from flashu.runtime.tokens import Tokens
 class Executor:
     """Stacks the rows of requests and runs them. ``graphs``: captures forwards of tokens and of blocks. ``slots``:
     space for decodes that begin and end at any time. ``drafter``: proposes what forwards of kind "verify" verify. For
-    one thread."""
+    one thread. ``drawing``: computes blocks instead of ``runner``, with other weights; what stands before them does not
+    change."""
 
     def __init__(
         self,
@@ -25,13 +26,14 @@ class Executor:
         graphs: GraphPool | None = None,
         slots: SlotPool | None = None,
         drafter: Drafter | None = None,
+        drawing: Runner | None = None,
     ) -> None:
         self.runner = runner
         self.model = runner.model
         # Inner values cannot be observed in a captured forward.
         self.graphs = graphs if runner.observer is None else None
         prefills = Prefills(runner, drafter)
-        self.blocks = Blocks(runner, prefills, self.graphs)
+        self.blocks = Blocks(drawing or runner, prefills, self.graphs)
         tokens = Tokens(runner, self.graphs, slots, drafter)
         self._kinds = {
             "prefill": prefills.forward,

@@ -34,11 +34,13 @@ class Seen:
 @dataclass(frozen=True, eq=False)
 class Latents:
     """A picture as latents [z, h, w] at flow time ``time``, 0 = clean. Its tokens: latents in reading order, then both
-    markers: tokens of one expert lie together, and no order is seen inside a block."""
+    markers: tokens of one expert lie together, and no order is seen inside a block. ``scales``: guidance of the text
+    and of the pictures that an adapter is to draw with."""
 
     latents: Tensor
     time: float
     markers: Markers
+    scales: tuple[float, float] | None = None
 
 
 Content: TypeAlias = Words | Seen | Latents
@@ -47,19 +49,22 @@ Content: TypeAlias = Words | Seen | Latents
 def embed_contents(model: Bagel, contents: Sequence[Content]) -> list[Tensor]:
     """Embedded tokens [S, h] of each; pictures of one size go through together, each once."""
     seen: dict[tuple[int, ...], dict[int, Tensor]] = {}
-    drawn: dict[tuple[int, ...], dict[int, Latents]] = {}
+    drawn: dict[tuple[object, ...], dict[int, Latents]] = {}
     for content in contents:
         if isinstance(content, Seen):
             seen.setdefault(tuple(content.pixels.shape), {})[id(content.pixels)] = content.pixels
         elif isinstance(content, Latents):
-            drawn.setdefault(tuple(content.latents.shape), {})[id(content)] = content
+            key = (*content.latents.shape, content.scales is None)
+            drawn.setdefault(key, {})[id(content)] = content
     blocks: dict[int, Tensor] = {}
     for pictures in seen.values():
         blocks |= zip(pictures, model.embed_pixels(torch.stack(list(pictures.values())).to(model.device)), strict=True)
     for group in drawn.values():
         latents = torch.stack([content.latents for content in group.values()]).to(model.device)
         times = torch.tensor([content.time for content in group.values()], device=model.device)
-        blocks |= zip(group, model.embed_latents(latents, times), strict=True)
+        given = [content.scales for content in group.values() if content.scales is not None]
+        scales = torch.tensor(given, device=model.device) if given else None
+        blocks |= zip(group, model.embed_latents(latents, times, scales), strict=True)
 
     def tokens(content: Content) -> Tensor:
         ids = content.ids if isinstance(content, Words) else content.markers

@@ -125,11 +125,14 @@ class BagelLayout:
         start = unpatched(noise.normal(1, rows * columns, channels), self.config.latent_patch_size, rows, columns)[0]
         shift = self.defaults.shift if request.shift is None else request.shift
 
-        def sampler(forwards: int, solver: str) -> FlowSampler:
-            return FlowSampler(start.to(self.model.device), grid(forwards, shift, solver), solver, self._block(cells))
-
         steering = self._steering(request, bool(inputs) and not isinstance(inputs[0], str))
-        guidance = steering.guidance(self.config.latent_patch_size)
+        scales = self._folded(request, steering)
+        guidance = Guidance() if scales else steering.guidance(self.config.latent_patch_size)
+        block = self._block(cells, scales)
+
+        def sampler(forwards: int, solver: str) -> FlowSampler:
+            return FlowSampler(start.to(self.model.device), grid(forwards, shift, solver), solver, block)
+
         return [*actions, Draw(guidance, request.steps or self.defaults.steps, sampler)]
 
     @property
@@ -143,10 +146,21 @@ class BagelLayout:
         own = {name: request.own.get(name) for name in (f.name for f in fields(Steering)) if name in self.settings}
         return usual.changed(text=request.guidance, image=request.own.get("image_guidance"), **own)
 
-    def _block(self, size: tuple[int, int]) -> Callable[[Tensor, float], Segment]:
+    def _folded(self, request: DrawRequest, steering: Steering) -> tuple[float, float] | None:
+        """Scales of the text's and the pictures' guidance that the model takes as input, None if it is guided by
+        branches."""
+        if self.model.scale_embedder is None:
+            return None
+        if set_ := sorted(n for n in ("interval", "renorm", "renorm_min") if request.own.get(n) is not None):
+            raise FlashUError(f"guidance is folded into this adapter, without branches: leave {', '.join(set_)} out")
+        ranges = self.model.scale_embedder.ranges
+        text = ranges[TEXT].scale(TEXT, request.guidance, steering.text)
+        return text, ranges[IMAGE].scale(IMAGE, request.own.get("image_guidance"), steering.image)
+
+    def _block(self, size: tuple[int, int], scales: tuple[float, float] | None) -> Callable[[Tensor, float], Segment]:
         """Latents at a sampler's time, whose noise is at 0."""
         layout = block_layout(self.config, *size)
-        return lambda latents, time: drawn(layout, latents, 1 - time, self.markers)
+        return lambda latents, time: drawn(layout, latents, 1 - time, self.markers, scales)
 
     def both(self, picture: Viewed) -> tuple[Segment, ...]:
         """A picture for the branches that see it."""

@@ -19,6 +19,7 @@ from flashu.models.bagel.spec import spec_of
 from flashu.models.bagel.vision import Connector, PositionTable, VisionModel, patches, table_rows, unpatched
 from flashu.models.ffn import FFN
 from flashu.models.layers import RMSNorm, Rope, RotaryEmbedding, Span
+from flashu.models.lora import ScaleEmbedder
 from flashu.models.timestep import TimestepEmbedder
 from flashu.plan import ModelSpec
 
@@ -48,6 +49,7 @@ class Bagel(nn.Module):
 
     name = ""
     quantization: str | None = None
+    scale_embedder: ScaleEmbedder | None
 
     def __init__(self, config: BagelConfig) -> None:
         super().__init__()
@@ -59,6 +61,7 @@ class Bagel(nn.Module):
             self.vae2llm = nn.Linear(config.token_size, h)
             self.llm2vae = nn.Linear(h, config.token_size)
             self.latent_pos_embed = PositionTable(config.max_latent_size, h)
+        self.register_module("scale_embedder", None)  # an adapter that guides by itself has one
         self.vit_model = VisionModel(config.vit)
         self.connector = Connector(config.vit.hidden_size, h)
         self.vit_pos_embed = PositionTable(config.vit_max_num_patch_per_side, h)
@@ -91,6 +94,10 @@ class Bagel(nn.Module):
         yield self.language_model.model.layers
         if lm_head:
             yield self.language_model.lm_head
+
+    def drawing_linears(self) -> list[str]:
+        """Names of the drawing expert's linear layers, which adapters change."""
+        return [name for name, part in self.named_modules() if SUFFIX[GEN] in name and hasattr(part, "in_features")]
 
     def layout(self, processor: Any) -> Any:
         from flashu.models.bagel.layout import BagelLayout  # it writes requests, which are above the models
@@ -131,11 +138,16 @@ class Bagel(nn.Module):
         seen = self.vit_model.vision_model(patches(pixels.to(self.dtype), size), places)
         return self.connector(seen) + self.vit_pos_embed(rows, columns)
 
-    def embed_latents(self, latents: Tensor, times: Tensor) -> Tensor:
-        """latents [B, z, h, w] at times [B] -> tokens [B, N, D]."""
+    def embed_latents(self, latents: Tensor, times: Tensor, scales: Tensor | None = None) -> Tensor:
+        """latents [B, z, h, w] at times [B] -> tokens [B, N, D]. ``scales`` [B, 2]: of the text's and the pictures'
+        guidance, for adapters that have learned to guide."""
         rows, columns = (cells // self.config.latent_patch_size for cells in latents.shape[-2:])
         tokens = patches(latents.to(self.dtype), self.config.latent_patch_size)
-        return self.vae2llm(tokens) + self.time_embedder(times)[:, None] + self.latent_pos_embed(rows, columns)
+        condition = self.time_embedder(times)
+        if scales is not None:
+            assert self.scale_embedder is not None
+            condition = condition + self.scale_embedder(scales)
+        return self.vae2llm(tokens) + condition[:, None] + self.latent_pos_embed(rows, columns)
 
     def normed_latents(self, hidden: Tensor) -> Tensor:
         """The final norm of latent tokens."""

@@ -34,9 +34,11 @@ def shown(config: BagelConfig, latents: Tensor, markers: Markers) -> Segment:
     return _latents(Latents(latents, 0.0, markers), block_layout(config, latents.shape[-2], latents.shape[-1]), latents)
 
 
-def drawn(layout: TokenLayout, latents: Tensor, time: float, markers: Markers) -> Segment:
-    """Latents at ``time``, to be drawn; ``layout`` as of `block_layout`."""
-    return _latents(Latents(latents, time, markers), layout, None)
+def drawn(
+    layout: TokenLayout, latents: Tensor, time: float, markers: Markers, scales: tuple[float, float] | None = None
+) -> Segment:
+    """Latents at ``time``, to be drawn; ``layout`` as of `block_layout`, ``scales`` as of `Latents`."""
+    return _latents(Latents(latents, time, markers, scales), layout, None)
 
 
 def block_layout(config: BagelConfig, height: int, width: int) -> TokenLayout:
