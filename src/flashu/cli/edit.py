@@ -29,11 +29,14 @@ def edit(
     image_guidance: Annotated[float | None, opt.number("guidance", "Scale of the guidance by the image.")] = None,
     seed: Annotated[int, opt.number("torch seed", "Seed of the first edit; the others count up from it.")] = 0,
     think: Annotated[bool, typer.Option("--think", help="Think in text first, for models trained to.")] = False,
+    adapter: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="A folder of weights to denoise with.")
+    ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Change an image. Several instructions are followed in turn, each on what the one before drew."""
     paths = image_paths(output, len(instructions))
-    engine = open_engine(options)
+    engine = open_engine(options, adapter=adapter)
     own: dict[str, Any] = {} if image_guidance is None else {"image_guidance": image_guidance}
     session = engine.editing(str(image))
     files = []

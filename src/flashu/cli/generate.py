@@ -29,12 +29,15 @@ def generate(
     batch_size: Annotated[int, opt.number("batch_size", "Images drawn at a time.")] = 1,
     image: Annotated[Path | None, typer.Option(help="A picture to draw a part of, for models that draw codes.")] = None,
     mask: Annotated[Path | None, typer.Option(help="Which part of it: white is drawn.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="A folder of weights to denoise with.")
+    ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Draw images of prompts. Several go to out-0.png, out-1.png, ...; those finished before an interruption stay."""
     texts = [prompt for prompt in prompts for _ in range(n)]
     paths = image_paths(output, len(texts))
-    engine = open_engine(options)
+    engine = open_engine(options, adapter=adapter)
     known = {"image": image, "mask": mask}
     settings = drawing.settings | {name: str(path) for name, path in known.items() if path is not None}
     files: list[dict[str, Any]] = []

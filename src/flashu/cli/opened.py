@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashu.cli.options import EngineOptions
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
     from flashu.inference.engine import Engine
 
 
-def open_engine(options: EngineOptions, draft: str | None = None) -> Engine:
-    """The engine these options describe; without a device, on CUDA where there is one. ``draft``: as of `Engine`."""
+def open_engine(options: EngineOptions, draft: str | None = None, adapter: Path | None = None) -> Engine:
+    """The engine these options describe; without a device, on CUDA where there is one. ``draft``, ``adapter``: as of
+    `Engine`."""
     tuned_on(options.preset, Target(options.model))
     from flashu.inference.calibrate.calibration import Calibration
     from flashu.inference.engine import Engine
@@ -32,4 +34,6 @@ def open_engine(options: EngineOptions, draft: str | None = None) -> Engine:
     known = model.calibration
     if options.calibration is not None:
         known = Calibration.load(options.calibration, checkpoint_hash(model))
-    return Engine(model, model.processor, options.preset, known, in_place=options.in_place, draft=draft)
+    return Engine(
+        model, model.processor, options.preset, known, in_place=options.in_place, draft=draft, adapter=adapter
+    )
