@@ -143,7 +143,7 @@ class TokenModel(nn.Module):
 
 class TokenModelLayout:
     draws = sees = edits = True
-    thinks = False
+    thinks = converses = False
     settings: frozenset[str] = frozenset()
 
     def __init__(self, processor: Processor) -> None:

@@ -39,13 +39,15 @@ class Fork:
 @dataclass(frozen=True, eq=False)
 class Decode:
     """Text after a branch's context, token by token: at most ``limit`` tokens, up to one of ``stop``, which is not part
-    of it. ``close``: ids that follow it where more is to come after, and ``tokens`` makes a segment of ids then."""
+    of it. ``close``: ids that follow it where more is to come after, and ``tokens`` makes a segment of ids then;
+    ``also``: branches that this text joins as well."""
 
     branch: str
     stop: frozenset[int]
     limit: int
     close: tuple[int, ...] = ()
     tokens: Callable[[Sequence[int]], Segment] | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,8 @@ class Known:
 class DrawRequest:
     """One image to draw. None = the model's default; ``images``: those to edit; ``known``: one of which a part stays;
     ``think``: in text first; ``own``: settings that only some models have, of the names in their layout's
-    ``settings``. `FlashUError` for unusable numbers."""
+    ``settings``. Behind earlier requests (`Session`): ``told``: the row has the system prompt of thinking; ``stands``:
+    it has pictures, ``images`` among them. `FlashUError` for unusable numbers."""
 
     prompt: str
     seed: int = 0
@@ -92,6 +95,8 @@ class DrawRequest:
     known: Known | None = None
     think: bool = False
     own: Mapping[str, Any] = field(default_factory=dict)
+    told: bool = False
+    stands: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "guidance", "height", "width"):
@@ -102,13 +107,16 @@ class DrawRequest:
 @dataclass(frozen=True, eq=False)
 class AnswerRequest:
     """One question about images or videos; without any, a message. ``ids``: the whole row instead of ``text``, with a
-    placeholder for each image, as the model's processor writes it; ``think``: in text first."""
+    placeholder for each image, as the model's processor writes it; ``think``: in text first; ``told``: the row has the
+    system prompt of thinking; ``kept``: the answer stays in the row, for requests that come after (`Session`)."""
 
     text: str = ""
     images: Sequence[Visual] = ()
     max_new_tokens: int | None = None
     ids: Sequence[int] | None = None
     think: bool = False
+    told: bool = False
+    kept: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
@@ -126,6 +134,8 @@ class Layout(Protocol):
     sees: bool
     edits: bool
     """Whether a drawing may begin from images (`DrawRequest.images`)."""
+    converses: bool
+    """Whether any request can go on behind earlier ones (``told``, ``stands``, ``kept``)."""
     thinks: bool
     """Whether it can be asked to think in text before it draws or answers."""
     settings: frozenset[str]

@@ -31,7 +31,7 @@ from flashu.inference.history import SharedObservations
 from flashu.inference.prepared import PreparedRecipe
 from flashu.inference.results import Answer, Generation
 from flashu.inference.run import Event, Run, complete
-from flashu.inference.session import EditSession
+from flashu.inference.session import UNDO, Session
 from flashu.inference.speculate import DraftSource, speculation_of
 from flashu.models.adapter import Adapter, shipped
 from flashu.models.offload import offloaded
@@ -290,9 +290,14 @@ class Engine:
             raise FlashUError(f"this model ({family}) does not edit images, or was loaded without the parts for it")
         return self._drawn(requests, batch_size, on_step, on_text, decode)
 
-    def editing(self, image: Picture) -> EditSession:
-        """Edits of one image in turn, each of which sees those before it without computing them again."""
-        return EditSession(self, image)
+    def session(self, image: Picture | None = None, *, limit: int | None = None, undo: int = UNDO) -> Session:
+        """A conversation of drawings, questions and edits, each of which sees those before it without computing them
+        again; see `Session`."""
+        return Session(self, image, limit=limit, undo=undo)
+
+    def editing(self, image: Picture) -> Session:
+        """A session that begins with an image."""
+        return self.session(image)
 
     def asked(self, think: bool, own: Mapping[str, Any]) -> dict[str, Any]:
         """What only some models can be asked; `FlashUError` for others."""
@@ -446,8 +451,10 @@ class Engine:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | Sequence[int] = 0,
+        contexts: Sequence[Mapping[str, Context]] | None = None,
     ) -> list[Run]:
-        """A run for each answer, not yet begun; settings as in `answer`. `FlashUError` for what cannot be asked."""
+        """A run for each answer, not yet begun; settings as in `answer`, ``contexts`` as in `runs_to_draw`.
+        `FlashUError` for what cannot be asked."""
         choices = [
             chooser(temperature=temperature, top_k=top_k, top_p=top_p, seed=one)
             for one in seeds_of(seed, len(requests), "questions")
@@ -455,7 +462,7 @@ class Engine:
         self.asked(any(request.think for request in requests), {})
         scripts = self.layout.answer([self._placed(request) for request in requests])
         self.prepare("understanding")
-        return self._runs(scripts, choices)
+        return self._runs(scripts, choices, contexts)
 
     def _placed(self, request: AnswerRequest) -> AnswerRequest:
         """A question whose text says where its pictures stand, as a row of ids."""

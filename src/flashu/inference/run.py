@@ -178,6 +178,8 @@ class Run:
             done = min(through, len(self.text))
             context.settle(action.tokens(self.text[:done]) if done else None, through - done)
             context.append(action.tokens([*self.text[done:], *action.close]))
+            for name in action.also:
+                self._context(name).append(action.tokens([*self.text, *action.close]))
 
     def _speculate(
         self, action: Decode, row: Row, speculation: Speculation

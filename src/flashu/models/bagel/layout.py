@@ -64,6 +64,7 @@ class BagelLayout:
         self.sees, self.thinks = True, processor.text.thinking is not None
         self.draws = processor.vae is not None and model.config.visual_gen
         self.edits = self.draws
+        self.converses = True
         ids = processor.text.ids
         self.markers = (ids.boi, ids.eoi)
 
@@ -83,11 +84,11 @@ class BagelLayout:
         for text, image in request.history:
             inputs += [text] if text else []
             inputs.append(self.viewed(image, noise))
-        inputs += [self.viewed(image, noise) for image in request.images]
+        inputs += [] if request.stands else [self.viewed(image, noise) for image in request.images]
         inputs.append(request.prompt)
         size = None
         if request.images and request.height is None and request.width is None:
-            size = inputs[-2].latents.shape[-2:]  # type: ignore[union-attr]
+            size = self.latent_size(*self._pixels(request.images[-1])[0].shape[-2:])
         return self.drawing(inputs, request, noise, size)
 
     def drawing(
@@ -103,7 +104,7 @@ class BagelLayout:
             size = self.latent_size(request.height or self.defaults.height, request.width or self.defaults.width)
         actions: list[Action] = []
         text = self.processor.text
-        if request.think:
+        if request.think and not request.told:
             actions.append(Append((MAIN, IMAGE), (words(text.block("system prompt", self._thinking.draw)),)))
         for one in inputs:
             if isinstance(one, str):
@@ -125,14 +126,14 @@ class BagelLayout:
         start = unpatched(noise.normal(1, rows * columns, channels), self.config.latent_patch_size, rows, columns)[0]
         shift = self.defaults.shift if request.shift is None else request.shift
 
-        steering = self._steering(request, bool(inputs) and not isinstance(inputs[0], str))
+        behind_pictures = request.stands or (bool(inputs) and not isinstance(inputs[0], str))
+        steering = self._steering(request, behind_pictures)
         scales = self._folded(request, steering)
         guidance = Guidance() if scales else steering.guidance(self.config.latent_patch_size)
         block = self._block(cells, scales)
 
         def sampler(forwards: int, solver: str) -> FlowSampler:
             return FlowSampler(start.to(self.model.device), grid(forwards, shift, solver), solver, block)
-
         return [*actions, Draw(guidance, request.steps or self.defaults.steps, sampler)]
 
     @property
@@ -172,7 +173,25 @@ class BagelLayout:
         distinct = {id(image): image for request in requests for image in request.images}
         # A video is refused there.
         viewed = {key: Viewed(None, self._pixels(image)[1]) for key, image in distinct.items()}  # type: ignore[arg-type]
-        return [self._answering(request, [viewed[id(image)] for image in request.images]) for request in requests]
+        return [
+            self._kept(request) if request.kept else self._answering(request, [viewed[id(x)] for x in request.images])
+            for request in requests
+        ]
+
+    def _kept(self, request: AnswerRequest) -> list[Action]:
+        """A question and its answer as texts of a row that later images follow: its pictures stand there as those to
+        edit do, with latents (of seed 0's noise)."""
+        text, noise, actions = self.processor.text, Noise(0), list[Action]()
+        both = (MAIN, IMAGE)
+        if request.think and not request.told:
+            actions.append(Append(both, (words(text.block("system prompt", self._thinking.answer)),)))
+        for image in request.images:
+            shown = self.viewed(image, noise) if self.edits else Viewed(None, self._pixels(image)[1])  # type: ignore[arg-type]
+            actions.append(Append((MAIN,), self.both(shown)))
+        actions.append(Append(both, (words(text.block("question", request.text)), words((text.ids.bos,)))))
+        eos = text.ids.eos
+        limit = request.max_new_tokens or (THOUGHT if request.think else self.defaults.max_new_tokens)
+        return [*actions, Decode(MAIN, frozenset((eos,)), limit, (eos,), words, (IMAGE,))]
 
     def _answering(self, request: AnswerRequest, pictures: Sequence[Viewed]) -> list[Action]:
         text, segments = self.processor.text, []

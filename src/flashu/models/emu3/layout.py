@@ -31,7 +31,7 @@ class Emu3Layout:
     """Rows of Emu3, all of them causal. Drawing: [bos, prompt, boi, size, img], then codes row by row with an end of
     line after each; the guidance branch has a prompt of its own. Seeing: [bos, system, images, question]."""
 
-    edits = thinks = False
+    edits = thinks = converses = False
     settings: frozenset[str] = frozenset()
 
     def __init__(self, model: Emu3, processor: Processor) -> None:

@@ -41,7 +41,7 @@ class ShowOLayout:
     conversation], of which all see the features. The original's left padding is left out: nothing but padding sees it,
     and the rotary embedding is relative."""
 
-    edits = thinks = False
+    edits = thinks = converses = False
     settings: frozenset[str] = frozenset()
 
     def __init__(self, model: ShowO, processor: Processor) -> None:

@@ -35,7 +35,7 @@ class ShowO2Layout:
     """Rows of Show-o2. Drawing: the prompt [bos, words, boi], then the image block (time token, image tokens). Seeing:
     [bos, system, user, boi, time, image, eoi, question, assistant]."""
 
-    edits = thinks = False
+    edits = thinks = converses = False
     settings: frozenset[str] = frozenset()
 
     def __init__(self, model: ShowO2, processor: Processor) -> None:
