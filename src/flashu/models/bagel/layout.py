@@ -134,6 +134,7 @@ class BagelLayout:
 
         def sampler(forwards: int, solver: str) -> FlowSampler:
             return FlowSampler(start.to(self.model.device), grid(forwards, shift, solver), solver, block)
+
         return [*actions, Draw(guidance, request.steps or self.defaults.steps, sampler)]
 
     @property
