@@ -153,6 +153,54 @@ def draft(
     _report(engine, speculation, unseen, kind.value, max_new_tokens, as_json, str(output))
 
 
+class Stage(str, Enum):
+    """What a student is taught."""
+
+    cfg = "cfg"
+    regression = "regression"
+
+
+@app.command()
+@opt.offers(opt.EngineOptions, *OFFERED)
+def distill(
+    output: Annotated[Path, typer.Option("-o", "--output", file_okay=False, help="Folder of the adapter.")],
+    options: opt.EngineOptions,
+    stage: Annotated[
+        Stage, typer.Option(help="cfg: guidance in one pass; regression: segments of the flow in one step.")
+    ] = Stage.cfg,
+    start: Annotated[
+        Path | None, typer.Option("--from", exists=True, file_okay=False, help="Adapter to go on from.")
+    ] = None,
+    points: Annotated[int, typer.Option(min=1, max=1000, help="Steps that the student draws in (regression).")] = 6,
+    substeps: Annotated[int, typer.Option(min=1, max=100, help="Steps of the teacher in one of them.")] = 4,
+    steps: Annotated[int, opt.number("steps", "Updates.")] = 1000,
+    drawings: Annotated[int, typer.Option(min=0, help="Drawings of an update.")] = 64,
+    edits: Annotated[int, typer.Option(min=0, help="Edits of an update.")] = 32,
+    text_scale: Annotated[tuple[float, float], typer.Option(help="Range of the text's guidance.")] = (1.0, 5.0),
+    image_scale: Annotated[tuple[float, float], typer.Option(help="Range of the picture's guidance.")] = (1.0, 2.5),
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
+    lr: Annotated[float, typer.Option(min=0, max=1, help="Learning rate at its highest.")] = 1e-3,
+    save_every: Annotated[int, typer.Option(min=1, help="Updates between two checkpoints.")] = 50,
+    seed: opt.ItemSeed = 0,
+) -> None:
+    """Train an adapter with which a model draws in fewer passes; run again to resume. The model itself stays."""
+    engine = open_engine(options)
+    from flashu.training.distill import train as training
+    from flashu.training.distill.settings import Settings
+
+    settings = Settings(
+        stage.value, steps, drawings, edits, points, substeps, text_scale, image_scale, rank, float(rank), lr,
+        min(20, steps), seed=seed, save_every=save_every,
+    )  # fmt: skip
+
+    def shown(entry: dict[str, float]) -> None:
+        losses = " ".join(f"{name} {value:.4f}" for name, value in entry.items() if name != "step")
+        print(f"{int(entry['step']):6d} {losses}", flush=True)
+
+    training.train(training.Distillation(engine, settings, start), output, shown)
+    out().print(str(output), highlight=False)
+
+
 def _questions(
     engine: Engine, data: Path | None, items: int, held_out: int, seed: int
 ) -> tuple[list[Asked], list[Asked]]:

@@ -26,7 +26,7 @@ class FlowSampler:
         self.state = noise
         self.total = len(times) - 1
         self._times, self._sizes = times.tolist(), times.diff().tolist()
-        self._solver, self._block = SOLVERS[solver](), block
+        self._solver, self.block = SOLVERS[solver](), block
 
     def time(self, index: int) -> float:
         return self._times[index]
@@ -35,7 +35,7 @@ class FlowSampler:
         return 0
 
     def segments(self, index: int) -> Segment | Mapping[str, Segment]:
-        return self._block(self.state, self._times[index])
+        return self.block(self.state, self._times[index])
 
     def advance(self, prediction: Tensor, index: int) -> None:
         self.state = self._solver.advance(self.state, prediction, self._sizes[index])
