@@ -59,6 +59,8 @@ class Distillation:
             raise FlashUError("the teacher is the model itself: open it without an adapter")
         if s.edits and not engine.layout.edits:
             raise FlashUError("this model does not edit images: give edits=0")
+        if s.precision == "fp32" and model.dtype != torch.float32:
+            raise FlashUError(f"precision fp32 needs a model in float32, not in {model.dtype}: load it so, or use bf16")
         world = world_of(engine.layout.defaults.height, engine.layout.defaults.width)
         if world is None:
             raise FlashUError("this model is not of a procedural world: there is nothing to teach its student on")
@@ -75,6 +77,8 @@ class Distillation:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
             self.adapter = Adapter(model, self.facts)
+        for module in self.adapter.modules.values():
+            module.float()  # small updates of bf16 weights are lost
         self.trained = dict(self.adapter.named_parameters())
         if start is not None:
             self._copy(self.trained, dict(Adapter.load(start, model).named_parameters()), start)
