@@ -4,10 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from flashu.cli.main import app
 from flashu.errors import FlashUError
 from flashu.inference.engine import Engine
-from flashu.models.adapter import Adapter
+from flashu.models.adapter import Adapter, AdapterFacts
 from flashu.models.registry import open_model
 from flashu.models.weights import checkpoint_hash
 from flashu.training.distill.data import drawings, edits
@@ -127,3 +129,20 @@ def test_a_diverging_loss_stops_and_keeps_the_checkpoint(engine: Engine, tmp_pat
 def test_no_rows_are_refused() -> None:
     with pytest.raises(FlashUError, match="needs rows"):
         Settings(drawings=0, edits=0)
+
+
+def test_the_command_runs_both_stages(tmp_path: Path) -> None:
+    small = ["--steps", "1", "--drawings", "2", "--edits", "1", "--substeps", "1", "--rank", "2"]
+    words = ["train", "distill", "--model", "scenes-bagel", "--dtype", "float32", "--to", "2", "-o", str(tmp_path)]
+    done = CliRunner().invoke(app, [*words, *small])
+    assert done.exit_code == 0, done.output
+    facts = AdapterFacts.read(tmp_path)
+    assert facts.steps == 2
+    assert [stage["stage"] for stage in facts.stages] == ["cfg", "regression"]
+    assert AdapterFacts.read(tmp_path / "cfg").stages == facts.stages[:1]
+
+
+def test_a_model_that_does_not_draw_by_flow_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["train", "distill", "--model", "scenes-showo", "--edits", "0", "-o", str(tmp_path)])
+    assert done.exit_code != 0
+    assert "take no adapters" in done.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -171,6 +172,10 @@ def distill(
     start: Annotated[
         Path | None, typer.Option("--from", exists=True, file_okay=False, help="Adapter to go on from.")
     ] = None,
+    to: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Both stages in turn, to a student that draws in so many steps."),
+    ] = None,
     points: Annotated[int, typer.Option(min=1, max=1000, help="Steps that the student draws in (regression).")] = 6,
     substeps: Annotated[int, typer.Option(min=1, max=100, help="Steps of the teacher in one of them.")] = 4,
     steps: Annotated[int, opt.number("steps", "Updates.")] = 1000,
@@ -189,7 +194,7 @@ def distill(
     from flashu.training.distill.settings import Settings
 
     settings = Settings(
-        stage.value, steps, drawings, edits, points, substeps, text_scale, image_scale, rank, float(rank), lr,
+        stage.value, steps, drawings, edits, to or points, substeps, text_scale, image_scale, rank, float(rank), lr,
         min(20, steps), seed=seed, save_every=save_every,
     )  # fmt: skip
 
@@ -197,7 +202,13 @@ def distill(
         losses = " ".join(f"{name} {value:.4f}" for name, value in entry.items() if name != "step")
         print(f"{int(entry['step']):6d} {losses}", flush=True)
 
-    training.train(training.Distillation(engine, settings, start), output, shown)
+    stages = [(settings, output)]
+    if to is not None:
+        stages = [(replace(settings, stage=one.value), folder) for one, folder in
+                  ((Stage.cfg, output / "cfg"), (Stage.regression, output))]  # fmt: skip
+    for own, folder in stages:
+        training.train(training.Distillation(engine, own, start), folder, shown)
+        start = folder
     out().print(str(output), highlight=False)
 
 

@@ -68,7 +68,7 @@ class Distillation:
         for parameter in model.parameters():  # type: ignore[attr-defined]
             parameter.requires_grad_(False)
         before = AdapterFacts.read(start).stages if start is not None else []
-        scales = dict(zip(model.spec.branches, (ScaleRange(*s.text), ScaleRange(*s.image)), strict=True))
+        scales = dict(zip(model.spec.branches, (ScaleRange(*s.text), ScaleRange(*s.image)), strict=False))
         steps = s.points if s.stage == "regression" else engine.layout.defaults.steps
         self.facts = AdapterFacts(
             model.spec.family, checkpoint_hash(model), steps, s.shift, scales, "lora", s.rank, s.alpha,
