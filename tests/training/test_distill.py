@@ -13,6 +13,7 @@ from flashu.models.adapter import Adapter, AdapterFacts
 from flashu.models.registry import open_model
 from flashu.models.weights import checkpoint_hash
 from flashu.training.distill.data import drawings, edits
+from flashu.training.distill.matching import matching_loss, own_path
 from flashu.training.distill.rows import guided, prompted, velocities
 from flashu.training.distill.settings import STAGES, Settings
 from flashu.training.distill.train import LOSSES, STATE, Distillation, train
@@ -61,11 +62,17 @@ def test_only_the_adapter_learns_and_the_base_stays(engine: Engine, stage: str) 
     before = checkpoint_hash(engine.model)
     trainer = Distillation(engine, replace(SMALL, stage=stage))
     losses = trainer.losses(0)
-    assert set(losses) == {"draw", "edit"}
-    torch.stack(list(losses.values())).sum().backward()
+    matching = {"draw fake", "edit fake"} if stage == "dmdo" else set()
+    assert set(losses) == {"draw", "edit"} | matching
+    assert {name for name, loss in losses.items() if not loss.requires_grad} == matching
+    torch.stack([losses["draw"], losses["edit"]]).sum().backward()
     got = {n for n, p in trainer.student.named_parameters() if p.grad is not None}
     assert got == set(trainer.trained)
     assert all("_moe_gen" in name or name.startswith("scale_embedder.") for name in got)
+    if trainer.fake is not None:
+        assert all(p.grad is None for p in trainer.fake.trained.values())
+        assert any(bool(p.any()) for name, p in trainer.fake.trained.items() if "lora_B" in name)
+        assert not {*map(id, trainer.fake.trained.values())} & {*map(id, trainer.trained.values())}
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.update()
     assert all(p.grad is None and not p.requires_grad for p in engine.model.parameters())
@@ -86,7 +93,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(engine: Engine, tmp_path
     train(resumed, tmp_path / "parts")
     assert all(torch.equal(resumed.trained[name], p) for name, p in whole.trained.items())
     assert all(torch.equal(resumed.average[name], p) for name, p in whole.average.items())
-    assert (tmp_path / "parts" / LOSSES).read_text().startswith("step,draw,edit")
+    assert (tmp_path / "parts" / LOSSES).read_text().startswith("step,draw,")
     with pytest.raises(FlashUError, match="other settings"):
         train(Distillation(engine, replace(settings, steps=5)), tmp_path / "parts")
 
@@ -105,10 +112,26 @@ def test_stages_go_on_from_each_other_and_draw(engine: Engine, tmp_path: Path) -
         Distillation(engine, replace(SMALL, rank=3), tmp_path / "cfg")
 
 
+def test_matching_moves_the_picture_from_what_is_drawn_to_what_should_be(engine: Engine) -> None:
+    """The gradient at the student's picture is (fake - teacher) / mean |picture - teacher|, and nothing where both
+    models agree."""
+    trainer = Distillation(engine, replace(SMALL, stage="dmdo"))
+    batch = trainer.batch("draw", 0)
+    path = own_path(trainer.student_runner, batch, SMALL.points)
+    few = trainer.engine.with_recipe(adapter=trainer.adapter)
+    assert few.layout.defaults.steps == SMALL.points
+    which, times = np.array([0, 1, 2]), np.array([0.2, 0.5, 0.8])
+    unguided = replace(batch, scales=[(1.0, 1.0)] * 3)
+    runners = trainer.student_runner, trainer.teacher_runner, trainer.fake.runner
+    # Untrained, the fake model is the unguided teacher.
+    assert matching_loss(*runners, unguided, path, which, times).item() < 1e-8
+    assert matching_loss(*runners, replace(batch, scales=[(3.0, 1.0)] * 3), path, which, times).item() > 1e-4
+
+
 def test_one_substep_is_the_guided_velocity(engine: Engine) -> None:
     """A segment walked in one step of the teacher has its velocity as mean."""
     trainer = Distillation(engine, replace(SMALL, stage="regression", substeps=1))
-    batch = trainer.batch("edit", 3, 0)
+    batch = trainer.batch("edit", 0)
     states, times, target = trainer._segment(batch)
     there = guided(trainer.teacher_runner, batch.rows, states, times, batch.scales)
     torch.testing.assert_close(target, there, rtol=1e-4, atol=1e-4)

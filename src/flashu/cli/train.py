@@ -159,6 +159,7 @@ class Stage(str, Enum):
 
     cfg = "cfg"
     regression = "regression"
+    dmdo = "dmdo"
 
 
 @app.command()
@@ -167,7 +168,8 @@ def distill(
     output: Annotated[Path, typer.Option("-o", "--output", file_okay=False, help="Folder of the adapter.")],
     options: opt.EngineOptions,
     stage: Annotated[
-        Stage, typer.Option(help="cfg: guidance in one pass; regression: segments of the flow in one step.")
+        Stage,
+        typer.Option(help="cfg: guidance in one pass; regression: segments in one step; dmdo: distribution matching."),
     ] = Stage.cfg,
     start: Annotated[
         Path | None, typer.Option("--from", exists=True, file_okay=False, help="Adapter to go on from.")
@@ -176,7 +178,7 @@ def distill(
         int | None,
         typer.Option(min=1, max=1000, help="Both stages in turn, to a student that draws in so many steps."),
     ] = None,
-    points: Annotated[int, typer.Option(min=1, max=1000, help="Steps that the student draws in (regression).")] = 6,
+    points: Annotated[int, typer.Option(min=1, max=1000, help="Steps that the student draws in (not cfg).")] = 6,
     substeps: Annotated[int, typer.Option(min=1, max=100, help="Steps of the teacher in one of them.")] = 4,
     steps: Annotated[int, opt.number("steps", "Updates.")] = 1000,
     drawings: Annotated[int, typer.Option(min=0, help="Drawings of an update.")] = 64,
@@ -194,8 +196,8 @@ def distill(
     from flashu.training.distill.settings import Settings
 
     settings = Settings(
-        stage.value, steps, drawings, edits, to or points, substeps, text_scale, image_scale, rank, float(rank), lr,
-        min(20, steps), seed=seed, save_every=save_every,
+        stage.value, steps, drawings, edits, to or points, substeps, text=text_scale, image=image_scale, rank=rank,
+        alpha=float(rank), lr=lr, warmup=min(20, steps), seed=seed, save_every=save_every,
     )  # fmt: skip
 
     def shown(entry: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flashu.errors import FlashUError
 
-STAGES = ("cfg", "regression")
+STAGES = ("cfg", "regression", "dmdo")
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,14 @@ class Settings:
 
     ``stage``: "cfg", one pass gives what the guided teacher's two or three give together, at any time of the flow;
     "regression", a step over each of ``points`` segments of the flow goes where ``substeps`` guided Euler steps of the
-    teacher go. ``steps``: updates. ``drawings``, ``edits``: rows of an update. ``text``, ``image``: ranges that the
-    guidance scales are drawn from. ``shift`` moves times towards noise. The rate rises over ``warmup`` updates, then
-    falls linearly to a twentieth. ``clip``: longest gradient. ``ema``: of the weights that are saved. ``precision``:
-    "bf16" (autocast) or "fp32".
+    teacher go; "dmdo", what a step of the student's own path over ``points`` segments leads to is brought nearer to
+    what the teacher draws than to what the student draws (distribution matching; Hyper-Bagel's third stage), which a
+    fake model learns by ``fake_updates`` an update at the rate ``fake_lr``.
+
+    ``steps``: updates. ``drawings``, ``edits``: rows of an update. ``text``, ``image``: ranges that the guidance scales
+    are drawn from. ``shift`` moves times towards noise. The rate rises over ``warmup`` updates, then falls linearly to
+    a twentieth. ``clip``: longest gradient. ``ema``: of the weights that are saved. ``precision``: "bf16" (autocast) or
+    "fp32".
     """
 
     stage: str = "cfg"
@@ -28,6 +32,8 @@ class Settings:
     edits: int = 32
     points: int = 6
     substeps: int = 4
+    fake_updates: int = 2
+    fake_lr: float = 5e-4
     text: tuple[float, float] = (1.0, 5.0)
     image: tuple[float, float] = (1.0, 2.5)
     rank: int = 8
@@ -46,10 +52,12 @@ class Settings:
             raise FlashUError(f"there is no stage {self.stage!r}: known are {', '.join(STAGES)}")
         if self.drawings < 0 or self.edits < 0 or not self.drawings + self.edits:
             raise FlashUError("an update needs rows: give drawings, edits or both")
-        if min(self.steps, self.rank, self.warmup, self.save_every, self.points, self.substeps) < 1:
-            raise FlashUError("steps, rank, warmup, points, substeps and save_every must be at least 1")
-        if not (0 < self.lr < math.inf and 0 < self.shift < math.inf and 0 <= self.ema < 1):
-            raise FlashUError("lr and shift must be above 0, ema in [0, 1)")
+        if min(self.steps, self.rank, self.warmup, self.save_every, self.points, self.substeps, self.fake_updates) < 1:
+            raise FlashUError("steps, rank, warmup, points, substeps, fake_updates and save_every must be at least 1")
+        if not (
+            0 < self.lr < math.inf and 0 < self.fake_lr < math.inf and 0 < self.shift < math.inf and 0 <= self.ema < 1
+        ):
+            raise FlashUError("lr, fake_lr and shift must be above 0, ema in [0, 1)")
         if not all(1 <= low <= high for low, high in (self.text, self.image)):
             raise FlashUError("guidance scales are drawn from ranges (low, high) from 1 on")
         if self.precision not in ("bf16", "fp32"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +23,13 @@ from flashu.models.lora import ScaleRange
 from flashu.models.weights import checkpoint_hash
 from flashu.runtime.runner import Runner
 from flashu.scenes.world import world_of
-from flashu.training.distill.data import drawings, edits, latents_of
-from flashu.training.distill.rows import Prompted, guided, prompted, velocities
+from flashu.training.distill.batch import Batch
+from flashu.training.distill.matching import Fake, matching_loss, own_path
+from flashu.training.distill.rows import guided, velocities
 from flashu.training.distill.settings import Settings
 from flashu.training.scenes.curves import append
 
 STATE, LOSSES = "state.pt", "losses.csv"
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Rows with the pictures that are to come of them: ``clean`` latents and ``noise`` [B, z, h, w], and guidance
-    ``scales`` of text and picture. ``rng``: for what else is random."""
-
-    rows: Sequence[Prompted]
-    clean: Tensor
-    noise: Tensor
-    scales: Sequence[tuple[float, float]]
-    rng: np.random.Generator
-
-    def at(self, times: np.ndarray) -> Tensor:
-        """The latents at flow times [B], 0 = noise."""
-        share = torch.from_numpy(times).to(self.noise)[:, None, None, None]
-        return torch.lerp(self.noise, self.clean, share)
 
 
 class Distillation:
@@ -69,7 +53,7 @@ class Distillation:
             parameter.requires_grad_(False)
         before = AdapterFacts.read(start).stages if start is not None else []
         scales = dict(zip(model.spec.branches, (ScaleRange(*s.text), ScaleRange(*s.image)), strict=False))
-        steps = s.points if s.stage == "regression" else engine.layout.defaults.steps
+        steps = engine.layout.defaults.steps if s.stage == "cfg" else s.points
         self.facts = AdapterFacts(
             model.spec.family, checkpoint_hash(model), steps, s.shift, scales, "lora", s.rank, s.alpha,
             stages=[*before, asdict(s)],
@@ -85,39 +69,45 @@ class Distillation:
         self.student = self.adapter.on(model)
         self.teacher_runner, self.student_runner = Runner(model), Runner(self.student)
         self.average = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.fake: Fake | None = None
+        if s.stage == "dmdo":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(s.seed + 1)
+                self.fake = Fake(model, self.facts, s.fake_lr, s.clip)
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=s.lr, betas=(0.9, 0.97), weight_decay=0.0)
 
     # -- what an update sees -------------------------------------------------------------------------------------
-    def batch(self, task: str, count: int, step: int) -> Batch:
-        s = self.settings
-        edit = task == "edit"
-        rng = np.random.default_rng((s.seed, step, int(edit)))
-        requests, scenes = (edits if edit else drawings)(self.world, count, rng)
-        clean = latents_of(self.engine.processor, scenes).to(self.engine.model.device)
-        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(clean.device)
-        rows = prompted(self.engine, [replace(one, shift=s.shift) for one in requests], self.teacher_runner)
-        low, high = zip(*s.ranges(edit), strict=True)
-        scales = [(float(text), float(image)) for text, image in rng.uniform(low, high, (count, 2))]
-        return Batch(rows, clean, noise, scales, rng)
+    def batch(self, task: str, step: int) -> Batch:
+        return Batch.make(self.engine, self.teacher_runner, self.settings, self.world, task, step)
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Of an update's rows, by task: the mean squared distance of the student's velocities to what they should
-        be."""
+        """Of an update's rows, by task; those of the fake model, which has learned of them already, have no
+        gradient."""
         s, found = self.settings, dict[str, Tensor]()
-        lesson = {"cfg": self._guidance, "regression": self._segment}[s.stage]
         with self._precision():
             for task, count in (("draw", s.drawings), ("edit", s.edits)):
                 if count:
-                    batch = self.batch(task, count, step)
-                    states, times, target = lesson(batch)
+                    batch = self.batch(task, step)
+                    if self.fake is not None:
+                        found[task], found[f"{task} fake"] = self._matching(batch, self.fake)
+                        continue
+                    states, times, target = self._guidance(batch) if s.stage == "cfg" else self._segment(batch)
                     velocity = velocities(self.student_runner, batch.rows, states, times, scales=batch.scales)
                     found[task] = (velocity.float() - target).square().mean()
         return found
 
+    def _matching(self, batch: Batch, fake: Fake) -> tuple[Tensor, Tensor]:
+        """The student's loss, and the fake model's on the student's own drawings before it."""
+        s = self.settings
+        path = own_path(self.student_runner, batch, s.points)
+        known = torch.stack([fake.learn(batch, path, batch.times(s.shift)) for _ in range(s.fake_updates)]).mean()
+        which = batch.rng.integers(s.points, size=len(batch.rows))
+        runners = self.student_runner, self.teacher_runner, fake.runner
+        return matching_loss(*runners, batch, path, which, batch.times(s.shift)), known
+
     def _guidance(self, batch: Batch) -> tuple[Tensor, list[float], Tensor]:
         """States, times and the teacher's guided velocities there."""
-        u, shift = batch.rng.random(len(batch.rows)), self.settings.shift
-        times = 1 - shift * u / (1 + (shift - 1) * u)
+        times = batch.times(self.settings.shift)
         states = batch.at(times)
         return states, times.tolist(), guided(self.teacher_runner, batch.rows, states, times.tolist(), batch.scales)
 
@@ -148,8 +138,8 @@ class Distillation:
     def update(self) -> dict[str, float]:
         """One update; its losses by name. `FlashUError` if one is not finite: nothing is changed then."""
         s, losses = self.settings, self.losses(self.step)
-        total = torch.stack(list(losses.values())).sum()
-        if not math.isfinite(total.item()):
+        total = torch.stack([loss for loss in losses.values() if loss.requires_grad]).sum()
+        if not all(math.isfinite(loss.item()) for loss in losses.values()):
             raise FlashUError(
                 f"the loss is not finite at update {self.step}: lower lr (it was {s.rate(self.step):.2g})"
             )
@@ -171,6 +161,8 @@ class Distillation:
         state: dict[str, Any] = {"step": self.step, "settings": self._identity(), "average": self.average}
         state |= {"weights": {name: p.detach() for name, p in self.trained.items()}}
         state |= {"optimizer": self.optimizer.state_dict()}
+        if self.fake is not None:
+            state["fake"] = self.fake.state_dict()
         torch.save(state, file.with_suffix(".new"))
         os.replace(file.with_suffix(".new"), file)
 
@@ -182,6 +174,8 @@ class Distillation:
         self._copy(self.trained, state["weights"], file)
         self._copy(self.average, state["average"], file)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.fake is not None:
+            self.fake.load_state_dict(state["fake"])
         self.step = state["step"]
 
     def averaged(self) -> Adapter:
