@@ -9,7 +9,7 @@ teacher unguided in as many steps.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,16 @@ def arms(engine: Engine, adapter: str) -> dict[str, Arm]:
     }
 
 
-def compare(engine: Engine, adapter: str, prompts: int, edits: int, seed: int = 0) -> list[Result]:
-    """``prompts``: of each of the six categories, three times as many dense ones; ``edits``: of each kind."""
+def compare(
+    engine: Engine,
+    adapter: str,
+    prompts: int,
+    edits: int,
+    seed: int = 0,
+    on_result: Callable[[Result], None] = lambda result: None,
+) -> list[Result]:
+    """``prompts``: of each of the six categories, three times as many dense ones; ``edits``: of each kind.
+    ``on_result``: called with each result when it is there."""
     world = world_of(engine.layout.defaults.height, engine.layout.defaults.width)
     assert world is not None
     suites: dict[str, Any] = {}
@@ -92,7 +100,7 @@ def compare(engine: Engine, adapter: str, prompts: int, edits: int, seed: int = 
             loss = None if teacher is None else table.against(teacher)
             teacher = teacher or table
             found.append(Result(benchmark, name, sum(rows) / len(rows), table, loss))
-            print(found[-1], flush=True)
+            on_result(found[-1])
     return found
 
 
@@ -129,7 +137,7 @@ def main() -> None:
     given = parser.parse_args()
     model = open_model(given.model, dtype=torch.float32)
     engine = Engine(model, model.processor)
-    compare(engine, given.adapter, given.prompts, given.edits, given.seed)
+    compare(engine, given.adapter, given.prompts, given.edits, given.seed, lambda result: print(result, flush=True))
     if given.sheet:
         world = world_of(engine.layout.defaults.height, engine.layout.defaults.width)
         assert world is not None

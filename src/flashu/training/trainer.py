@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -262,4 +262,4 @@ def _on(rows: TaskRows, device: torch.device) -> TaskRows:
 
 def vars_of(rows: TaskRows) -> dict[str, Any]:
     """The fields of rows, as `torch.save` takes them."""
-    return {name: getattr(rows, name) for name in TaskRows.__dataclass_fields__}
+    return {name: getattr(rows, name) for name in (f.name for f in fields(TaskRows))}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
@@ -45,7 +46,7 @@ def official_vq(data: Mapping[str, Any]) -> VQConfig:
     values = {renamed.get(name, name): value for name, value in data.items()}
     if values.get("double_latent") or values.get("double_z"):
         raise CheckpointError("config.json: an image tokenizer with double latents cannot be read")
-    known = {name: values[name] for name in VQConfig.__dataclass_fields__ if name in values}
+    known = {name: values[name] for name in (f.name for f in fields(VQConfig)) if name in values}
     if "hidden_size" not in known and "ch" in data:  # the authors' attends at the width of the last level
         known["hidden_size"] = data["ch"] * data.get("ch_mult", VQConfig.channel_multiplier)[-1]
     return VQConfig(**known)
@@ -90,7 +91,7 @@ def _authors(data: Mapping[str, Any]) -> Emu3Config:
 
 
 def _text(data: Mapping[str, Any]) -> TextConfig:
-    values = {name: data[name] for name in TextConfig.__dataclass_fields__ if data.get(name) is not None}
+    values = {name: data[name] for name in (f.name for f in fields(TextConfig)) if data.get(name) is not None}
     rope = data.get("rope_parameters") or {}
     values |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     scaled = data.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)

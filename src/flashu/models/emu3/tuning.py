@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -124,11 +125,11 @@ def adopted(module: Any) -> Emu3:
     """Our model over the modules of transformers' class."""
     theirs = module.config.text_config
     rope = getattr(theirs, "rope_parameters", None) or {"rope_theta": getattr(theirs, "rope_theta", 1e6)}
-    known = {name: getattr(theirs, name) for name in TextConfig.__dataclass_fields__ if hasattr(theirs, name)}
+    known = {name: getattr(theirs, name) for name in (f.name for f in fields(TextConfig)) if hasattr(theirs, name)}
     text = TextConfig(**known | {"rope_theta": float(rope["rope_theta"])})
     codes = module.model.vocabulary_mapping.image_tokens
     pad = theirs.pad_token_id
-    marks = dict.fromkeys(Ids.__dataclass_fields__, pad)  # their places play no part in a forward
+    marks = dict.fromkeys((f.name for f in fields(Ids)), pad)  # their places play no part in a forward
     config = Emu3Config(text, Ids(**marks | {"first": min(codes)}), len(codes))
     with torch.device("meta"):
         view = Emu3(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ def adopted(module: Any) -> ShowO:
     layer = decoder.layers[0]
     vocabulary, hidden = decoder.embed_tokens.weight.shape
     theirs = module.showo.config
-    known = {name: getattr(theirs, name) for name in LLMConfig.__dataclass_fields__ if hasattr(theirs, name)}
+    known = {name: getattr(theirs, name) for name in (f.name for f in fields(LLMConfig)) if hasattr(theirs, name)}
     rope = getattr(theirs, "rope_parameters", None) or {}
     known |= {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if rope.get(name) is not None}
     known |= {"vocab_size": vocabulary, "hidden_size": hidden, "num_hidden_layers": len(decoder.layers)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def about() -> dict[str, Any]:
 def config() -> Emu3Config:
     text, special = sizes()["text_config"], dict(sizes()["special_ids"])
     first, last = special.pop("visual_first"), special.pop("visual_last")
-    known = {name: text[name] for name in TextConfig.__dataclass_fields__ if name in text}
+    known = {name: text[name] for name in (f.name for f in fields(TextConfig)) if name in text}
     return Emu3Config(
         TextConfig(**known, rope_theta=sizes()["rope_theta"]), Ids(**special, first=first), last - first + 1
     )
