@@ -18,7 +18,7 @@ FLOORS = (
     {"interfaces"},
     {"families"},  # the folders in models
     {"evaluation", "training"},
-    {"bench", "studies", "demo", "server"},
+    {"batch", "bench", "studies", "demo", "server"},
     {"top"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
