@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import flashu
 from flashu.batch import generate
+from flashu.cli.main import app
 from flashu.errors import FlashUError
 
 PROMPTS = [f"{n} red circles" for n in ("two", "three", "four", "five", "one")]
@@ -88,3 +90,25 @@ def test_workers_of_ray_draw_the_same(tmp_path: Path) -> None:
     assert (report.items, report.shards) == (5, 3)
     generate(PROMPTS, tmp_path / "here", **SETTINGS)
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
+
+
+def test_the_command_reads_prompts_and_resumes(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text, "key": f"p{n}"}) + "\n" for n, text in enumerate(PROMPTS)))
+    words = [
+        str(prompts),
+        "-o",
+        str(tmp_path / "out"),
+        "--steps",
+        "4",
+        "--shard-size",
+        "3",
+        "--device",
+        "cpu",
+        "--json",
+    ]
+    for _ in range(2):
+        result = CliRunner().invoke(app, ["batch", *words, "--json"])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["items"] == 5
+    assert {name.split(".")[0] for name, _ in contents(tmp_path / "out")} == {f"p{n}" for n in range(5)}

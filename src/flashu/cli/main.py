@@ -13,7 +13,23 @@ import typer
 from typer.core import TyperGroup
 
 from flashu import __version__
-from flashu.cli import ask, bench, calibrate, demo, edit, eval, generate, lab, models, plan, serve, study, train, tune
+from flashu.cli import (
+    ask,
+    batch,
+    bench,
+    calibrate,
+    demo,
+    edit,
+    eval,
+    generate,
+    lab,
+    models,
+    plan,
+    serve,
+    study,
+    train,
+    tune,
+)
 from flashu.errors import FlashUError
 
 # Typer has carried its own copy of click since 0.20 or so; this is the base class of usage errors in either.
@@ -99,7 +115,7 @@ def start(
 
 for command in (
     generate.generate, edit.edit, ask.ask, demo.demo, calibrate.calibrate, plan.plan, lab.lab, tune.tune,
-    models.models, serve.serve,
+    models.models, serve.serve, batch.batch,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(bench.app, name="bench")
