@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from flashu.errors import FlashUError
 from flashu.inference.engine import Engine
 from flashu.inference.speculate import DraftSource
+from flashu.models.adapter import Adapter
 from flashu.plan.presets import RecipeSource
 from flashu.runtime.executor import Executor
 from flashu.runtime.request import Output, StepRequest
@@ -70,8 +72,11 @@ class BranchParallelEngine(Engine):
             raise FlashUError("branches on several devices need processes that know each other: start with torchrun")
         if engine.prepared.graphs is not None:
             raise FlashUError("a captured forward holds all branches: load without graphs")
-        one = cls.of(engine.model, engine.processor, engine.prepared)
-        one.speculation, one.group = engine.speculation, group
+        if engine.adapter is not None:
+            raise FlashUError("with an adapter there is one branch: nothing to share out")
+        one = cls.__new__(cls)
+        one._hold(engine.model, engine.processor, engine.speculation)
+        one.prepared, one.group = engine.prepared, group
         return one
 
     def executor(self, slots: SlotPool | None = None) -> Executor:
@@ -80,8 +85,13 @@ class BranchParallelEngine(Engine):
         executor.group = self.group
         return executor
 
-    def with_recipe(self, recipe: RecipeSource, draft: DraftSource = None) -> Engine:
-        return self.over(super().with_recipe(recipe, draft), self.group)
+    def with_recipe(
+        self,
+        recipe: RecipeSource = "exact",
+        draft: DraftSource = None,
+        adapter: str | Path | Adapter | None = None,
+    ) -> Engine:
+        return self.over(super().with_recipe(recipe, draft, adapter), self.group)
 
 
 def _part(request: StepRequest, rank: int, size: int) -> StepRequest:
