@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from flashu.errors import FlashUError
 from flashu.evaluation.scenes_drawing import DPGSuite, GenEvalSuite
 from flashu.evaluation.scenes_edits import EditSuite
 from flashu.evaluation.score_table import ScoreTable
@@ -58,8 +60,9 @@ class Result:
 
 def arms(engine: Engine, adapter: str) -> dict[str, Arm]:
     """The teacher first; the branches that guide it are those of its own defaults."""
-    student = engine.with_recipe(adapter=adapter)
-    assert student.adapter is not None
+    student = engine.with_recipe(adapter=adapter) if Path(adapter).is_dir() else engine.with_recipe(adapter)
+    if student.adapter is None:
+        raise FlashUError(f"{adapter} is neither a folder nor an adapter that comes with the model")
     points = student.adapter.facts.steps
     plain = {"steps": points}
     draw, edit = (max(1, points // rows) for rows in (2, 1 + len(engine.model.spec.branches)))
