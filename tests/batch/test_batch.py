@@ -81,7 +81,7 @@ def test_bad_items_are_refused_before_anything_is_drawn(items: list[Any], says: 
 
 
 def test_workers_of_ray_draw_the_same(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason='needs pip install "flashu[ray]"')
+    ray = pytest.importorskip("ray", reason='needs pip install ".[ray]"')
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         report = generate(PROMPTS, tmp_path / "ray", workers=2, **SETTINGS)

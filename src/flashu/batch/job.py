@@ -129,7 +129,9 @@ def _records(
         import ray
         import ray.data
     except ModuleNotFoundError as error:
-        raise FlashUError('workers need Ray: pip install ".[ray]" in a clone of flashu, or leave workers out') from error
+        raise FlashUError(
+            'workers need Ray: pip install ".[ray]" in a clone of flashu, or leave workers out'
+        ) from error
     rows = [{"task": json.dumps([task.number, task.items])} for task in todo]
     drawn = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Worker,
