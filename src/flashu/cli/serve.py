@@ -53,6 +53,12 @@ def serve(
     ] = "",
     threads: Annotated[int | None, opt.number("threads", "CPU threads; torch's own choice if not given.")] = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="One line on stderr for each request.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Replicas on a Ray cluster (RAY_ADDRESS), or on this machine.")] = (
+        False
+    ),
+    replicas: Annotated[int, typer.Option(min=1, max=10_000, help="With --ray: how many.")] = 1,
+    gpus_per_replica: Annotated[float, typer.Option(min=0, max=64, help="With --ray: GPUs of each.")] = 0,
+    autoscale: Annotated[str | None, typer.Option(help="With --ray: MIN:MAX replicas, as the load asks.")] = None,
 ) -> None:
     """Serve a model: the OpenAI API for images, edits and chat under /v1, a page at /, counters at /metrics.
 
@@ -84,21 +90,34 @@ def serve(
         hosts=names_of(host, _listed(allow_host)),
         fetch_hosts=_listed(fetch_from),
     )
-    if threads is not None:
-        import torch
 
-        torch.set_num_threads(threads)
-    first = open_engine(options)
-    engines = {options.preset: first} | {
-        name: first.with_recipe(name) for name in _listed(presets) if name != options.preset
-    }
-    service = Service(engines, settings, options.model)
+    def made() -> Service:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        first = open_engine(options)
+        engines = {options.preset: first} | {
+            name: first.with_recipe(name) for name in _listed(presets) if name != options.preset
+        }
+        return Service(engines, settings, options.model)
 
     def ready(port: int) -> None:
         shown = f"[{host}]" if ":" in host else host
         print(f"serving {options.model} on http://{shown}:{port}", flush=True)
 
-    run(service, host, port, ready, log_requests=log_requests)
+    if ray:
+        from flashu.server.replicas import Replicas
+        from flashu.server.replicas import run as run_replicas
+
+        scale = None if autoscale is None else Replicas.range_of(autoscale)
+        if port == 0:
+            raise FlashUError("--ray needs a port: give one with --port")
+        run_replicas(made, Replicas(replicas, gpus_per_replica, 1, scale), host, port, ready)
+        return
+    if replicas != 1 or gpus_per_replica or autoscale is not None:
+        raise FlashUError("replicas are Ray's: give --ray, too")
+    run(made(), host, port, ready, log_requests=log_requests)
 
 
 def names_of(host: str, more: list[str]) -> list[str]:
