@@ -31,7 +31,7 @@ def service() -> Service:
 
 @pytest.mark.slow
 def test_a_killed_replica_loses_no_request_of_the_official_client() -> None:
-    ray = pytest.importorskip("ray", reason='needs pip install "flashu[ray]"')
+    ray = pytest.importorskip("ray", reason='needs pip install ".[ray]"')
     from ray import serve
 
     with socket.socket() as free:

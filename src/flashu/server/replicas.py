@@ -75,7 +75,7 @@ def start(make: Callable[[], Service], replicas: Replicas, host: str, port: int)
         import ray
         from ray import serve
     except ModuleNotFoundError as error:
-        raise FlashUError('--ray needs Ray: pip install "flashu[ray]"') from error
+        raise FlashUError('--ray needs Ray: pip install ".[ray]" in a clone of flashu') from error
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": host, "port": port})
