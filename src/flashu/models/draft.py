@@ -40,7 +40,7 @@ class DraftConfig(Checked):
     """Sizes of the model that is drafted for, as its `ModelSpec` has them; ``drafted``: tokens that can be drafted."""
 
     kind: ClassVar[str]
-    least: ClassVar[int] = 0
+    least = 0
 
     hidden: int
     heads: int

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flashu.errors import CheckpointError, FlashUError
 from flashu.plan.limits import check_number
@@ -26,7 +26,7 @@ WRONG = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeEr
 class Checked:
     """A dataclass whose values are looked at when it is made; see `check_values`. ``least``: of its whole numbers."""
 
-    least: ClassVar[int] = 1
+    least = 1
 
     def __post_init__(self) -> None:
         check_values(self, self.least)

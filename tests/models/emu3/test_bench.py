@@ -67,7 +67,7 @@ def test_answering() -> None:
 def test_where_memory_is_short() -> None:
     small = Emu3Config(TEXT, codes=16, ids=Ids(*range(100, 110)))
     assert fits(lambda: Emu3(small), torch.bfloat16, CPU, SPARE)
-    layers = replace(Emu3Config().text, num_hidden_layers=5000)
+    layers = replace(Emu3Config().text, num_hidden_layers=1000)
     assert not fits(lambda: Emu3(replace(Emu3Config(), text=layers)), torch.bfloat16, CPU, SPARE)
     model = random_model(Emu3Config(TEXT, codes=16, ids=Ids(*range(100, 110))), torch.bfloat16, CPU, one_layer=True)
     assert len(model.layers) == TEXT.num_hidden_layers

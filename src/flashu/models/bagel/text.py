@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from tokenizers import Tokenizer
 
@@ -27,7 +26,7 @@ class SpecialIds(Checked):
     """``bos``, ``eos``: around text. ``boi``, ``eoi``: around a picture. ``img_pad``: a picture's place in a row of ids
     that comes from outside."""
 
-    least: ClassVar[int] = 0
+    least = 0
 
     bos: int
     eos: int

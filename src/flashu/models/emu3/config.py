@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from flashu.models.sizes import Checked, build
 
@@ -60,7 +60,7 @@ class Ids(Checked):
     """``image`` stands for a picture in a row of ids; ``img`` stands between its size and its codes; ``eol`` ends a row
     of codes, ``eof`` the last; ``first``: code 0."""
 
-    least: ClassVar[int] = 0
+    least = 0
 
     pad: int = 151643
     image: int = 151646

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -23,7 +22,7 @@ ENDS = "<|endoftext|>"
 class SpecialIds(Checked):
     """``sot``, ``eot``: around text. ``soi``, ``eoi``: around an image. ``t2i``, ``mmu``: what a row is for."""
 
-    least: ClassVar[int] = 0
+    least = -1  # of marks that are not known, where a program writes its own rows
 
     pad: int
     soi: int

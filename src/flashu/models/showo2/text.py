@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -25,7 +24,7 @@ QWEN_SPECIALS = {
 
 @dataclass(frozen=True)
 class SpecialIds(Checked):
-    least: ClassVar[int] = 0
+    least = 0
 
     bos: int
     eos: int
