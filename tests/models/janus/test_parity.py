@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from flashu import Engine
+from flashu import CheckpointError, Engine
 from flashu.inference.run import Run, complete
 from flashu.models.defaults import GenerationDefaults
 from flashu.models.janus.config import Ids, official_config
 from flashu.models.janus.layout import drawing
+from flashu.models.janus.load import load_model, load_processor
 from flashu.models.janus.model import Janus
 from flashu.models.janus.processor import Processor
 from flashu.models.janus.text import Template, Text
@@ -159,3 +161,21 @@ def test_logits_over_the_codes_alone(engine: Engine, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(engine.model, "logits", noted)
     engine.generate("w5 w6")
     assert seen == [((2, 1), (VOCABULARY, VOCABULARY + CODES))] * SIDE**2
+
+
+def test_a_folder_of_transformers_layout(original: Any, engine: Engine, tmp_path: Path) -> None:
+    original.save_pretrained(tmp_path)
+    tokenizer = Tokenizer(models.WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w0"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="<begin_of_image>"):
+        load_processor(tmp_path)
+    names = {93: "<begin_of_image>", 94: "<end_of_image>"}
+    vocabulary = {names.get(n, f"w{n}"): n for n in range(VOCABULARY)}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="w0")).save(str(tmp_path / "tokenizer.json"))
+    model, processor = load_model(tmp_path), load_processor(tmp_path)
+    assert processor.text.ids == IDS
+    ids = torch.tensor([[5, 6, VOCABULARY, VOCABULARY + CODES - 1]])
+    torch.testing.assert_close(model.embed_tokens(ids), engine.model.embed_tokens(ids))
+    codes = torch.arange(SIDE**2).view(1, SIDE, SIDE)
+    assert processor.vae is not None
+    torch.testing.assert_close(processor.vae.decode(codes), engine.processor.vae.decode(codes))
