@@ -24,6 +24,7 @@ FAMILIES = {
     "emu3": "flashu.models.emu3.family",
     "showo": "flashu.models.showo.family",
     "bagel": "flashu.models.bagel.family",
+    "janus": "flashu.models.janus.family",
 }
 """The module of each family, whose FAMILY says what it offers; imported when first asked for."""
 
@@ -73,6 +74,13 @@ CHECKPOINTS = (
         "ByteDance-Seed/BAGEL-7B-MoT",
         "BAGEL on Qwen2.5-7B, two experts, 1024 px; 14.6 B parameters in all",
         family="bagel",
+    ),
+    *(
+        Checkpoint(f"deepseek-community/{name}", f"deepseek-community/{name}", summary, family="janus")
+        for name, summary in (
+            ("Janus-Pro-1B", "Janus-Pro on a decoder of 24 layers, 384 px, as transformers has it"),
+            ("Janus-Pro-7B", "Janus-Pro on a decoder of 30 layers, 384 px, as transformers has it"),
+        )
     ),
 )
 

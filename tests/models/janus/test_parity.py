@@ -9,6 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+import flashu
 from flashu import CheckpointError, Engine
 from flashu.inference.run import Run, complete
 from flashu.models.defaults import GenerationDefaults
@@ -179,3 +180,6 @@ def test_a_folder_of_transformers_layout(original: Any, engine: Engine, tmp_path
     codes = torch.arange(SIDE**2).view(1, SIDE, SIDE)
     assert processor.vae is not None
     torch.testing.assert_close(processor.vae.decode(codes), engine.processor.vae.decode(codes))
+    opened = flashu.load(tmp_path, device="cpu")
+    drawn = opened.generate("w5 w6", decode=False).latents
+    assert drawn.shape == (1, SIDE, SIDE)
