@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from flashu.models.defaults import GenerationDefaults
 from flashu.models.hub import PATTERNS, checkpoint_folder
 from flashu.models.janus.config import Ids, JanusConfig, official_config
 from flashu.models.janus.model import Janus
-from flashu.models.janus.processor import HALF, Processor
+from flashu.models.janus.processor import HALF, LEAST, Processor
 from flashu.models.janus.text import Text
 from flashu.models.janus.vq import VQ
 from flashu.models.layers import RotaryEmbedding
@@ -58,9 +59,11 @@ def load_model(
     """A model from a folder or hub id, in eval mode; ``dtype`` None = as stored."""
     folder = checkpoint_folder(source, FILES)
     config = read_config(folder)
+    found = read_weights(weight_files(folder))
+    if "lm_head.weight" in found:  # config.json of some conversions says nothing, or that it is tied
+        config = replace(config, tied=False)
     with torch.device("meta"):
         model = cls(config)
-    found = read_weights(weight_files(folder))
     weights = {name: value for name, value in found.items() if not name.startswith(VISION)}
     fill(model, weights, folder, dtype, device, quantize)
     fresh = RotaryEmbedding(config.text.hidden_size // config.text.num_attention_heads, config.text.rope_theta)
@@ -94,7 +97,8 @@ def load_processor(source: Source, device: Device = None, autoencoder: str | Non
         own = {n: v for n, v in found.items() if not n.startswith(("model.", "lm_head.", *unused))}
         fill(vae, own, folder, torch.float32, device)
         vae.requires_grad_(False)
-    return Processor(Text(tokenizer, ids), vae, defaults_of(config), config.vision.image_size, mean, std)
+    least = shown.get("min_size") or LEAST
+    return Processor(Text(tokenizer, ids), vae, defaults_of(config), config.vision.image_size, mean, std, least=least)
 
 
 def pictures(folder: Path) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from flashu.models.pictures import Picture, normalised, opened, to_pil
 from flashu.models.video import Video
 
 HALF = (0.5, 0.5, 0.5)
+LEAST = 14  # pixels of a narrow picture's short side
 
 
 @dataclass
 class Processor:
-    """See `models.protocol.Processor`. ``side``: of a picture that is seen, in pixels; it is scaled to fit and padded
-    with its mean colour. ``mean``, ``std``: of the pixels that the tower sees. ``top_k``: codes that are drawn from,
-    1 = the likeliest, 0 = all."""
+    """See `models.protocol.Processor`. ``side``: of a picture that is seen, in pixels; it is scaled to fit, its short
+    side ``least`` pixels at least, and padded with its mean colour. ``mean``, ``std``: of the pixels that the tower
+    sees. ``top_k``: codes that are drawn from, 1 = the likeliest, 0 = all."""
 
     text: Text
     vae: VQ | None
@@ -31,12 +32,13 @@ class Processor:
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
     top_k: int = 0
+    least: int = LEAST
 
     def pixels(self, image: Picture) -> Tensor:
         """One picture as it is seen [1, 3, side, side]."""
         picture = opened(image)
         scale = self.side / max(picture.size)
-        size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
+        size = (max(round(picture.width * scale), self.least), max(round(picture.height * scale), self.least))
         whole = Image.new("RGB", (self.side, self.side), tuple(int(255 * level) for level in self.mean))  # type: ignore[arg-type]
         place = ((self.side - size[0]) // 2, (self.side - size[1]) // 2)
         whole.paste(picture.resize(size, Image.Resampling.BICUBIC), place)

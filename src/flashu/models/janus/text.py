@@ -25,7 +25,8 @@ class Template:
 
 @dataclass(frozen=True)
 class Text:
-    """A tokenizer with what the model expects around the words. Limits count tokens."""
+    """A tokenizer with what the model expects around the words, as the checkpoints' chat template writes it: blanks at
+    the ends are left out, pictures stand in lines of their own. Limits count tokens."""
 
     tokenizer: Tokenizer
     ids: Ids
@@ -41,7 +42,7 @@ class Text:
     def prompt(self, text: str) -> list[int]:
         """[bos, words, boi]."""
         checked("prompt", text, self.max_text, self.encode)
-        words = self.template.user + text + self.template.assistant
+        words = self.template.user + text.strip() + self.template.assistant
         return [self.ids.bos, *self.encode(words), self.ids.boi]
 
     def negative(self, row: Sequence[int]) -> list[int]:
@@ -51,9 +52,9 @@ class Text:
     def question_parts(self, text: str, images: int) -> list[list[int]]:
         """Ids before, between and after the images of a question, their marks included; about none, the whole row."""
         checked("question", text.replace(IMAGE, " "), self.max_text, self.encode)
-        parts = around_images(text, images)
+        parts = around_images(text.strip(), images)
         if images and IMAGE not in text:
-            parts = [*[""] * images, "\n" + parts[-1]]
+            parts = ["", *["\n\n"] * (images - 1), "\n" + parts[-1]]
         parts[0] = self.template.system + self.template.user + parts[0]
         parts[-1] += self.template.assistant
         ids = [self.encode(part) if part else [] for part in parts]
