@@ -147,7 +147,7 @@ def test_answers(original: Any, engine: Engine) -> None:
         expected = ids[: ids.index(IDS.eos)] if IDS.eos in ids else ids
         assert answer.tokens == expected
     features = original.model.get_image_features(pixels).pooler_output
-    torch.testing.assert_close(engine.model.embed_pixels(pixels), features, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(engine.model.embed_pixels(pixels), features, atol=1e-5, rtol=1e-4)  # type: ignore[attr-defined]
 
 
 def test_logits_over_the_codes_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,8 @@ def test_a_folder_of_transformers_layout(original: Any, engine: Engine, tmp_path
     names = {93: "<begin_of_image>", 94: "<end_of_image>"}
     vocabulary = {names.get(n, f"w{n}"): n for n in range(VOCABULARY)}
     Tokenizer(models.WordLevel(vocabulary, unk_token="w0")).save(str(tmp_path / "tokenizer.json"))
-    model, processor = load_model(tmp_path), load_processor(tmp_path)
+    model: Janus = load_model(tmp_path)
+    processor = load_processor(tmp_path)
     assert processor.text.ids == IDS
     ids = torch.tensor([[5, 6, VOCABULARY, VOCABULARY + CODES - 1]])
     torch.testing.assert_close(model.embed_tokens(ids), engine.model.embed_tokens(ids))

@@ -95,6 +95,15 @@ class JanusConfig:
         return self.text.vocab_size, self.text.vocab_size + self.vq.num_embeddings
 
 
+PRO_1B = JanusConfig()
+PRO_7B = JanusConfig(
+    TextConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=30, num_attention_heads=32, num_key_value_heads=32
+    ),
+    vq=VQConfig(projection_dim=4096),
+)
+
+
 def official_config(data: Mapping[str, Any], ids: Ids) -> JanusConfig:
     """Sizes from transformers' config.json. `CheckpointError` for a model that this code cannot build."""
     text, vision, vq = (dict(data.get(name) or {}) for name in ("text_config", "vision_config", "vq_config"))

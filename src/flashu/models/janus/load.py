@@ -66,9 +66,14 @@ def load_model(
         model = cls(config)
     weights = {name: value for name, value in found.items() if not name.startswith(VISION)}
     fill(model, weights, folder, dtype, device, quantize)
-    fresh = RotaryEmbedding(config.text.hidden_size // config.text.num_attention_heads, config.text.rope_theta)
-    model.decoder.rotary_emb.inv_freq = fresh.inv_freq.to(device or "cpu")
+    model.decoder.rotary_emb.inv_freq = rotary(config, device)
     return model.eval()
+
+
+def rotary(config: JanusConfig, device: Device = None) -> torch.Tensor:
+    """The frequencies of positions, which are computed and not stored."""
+    text = config.text
+    return RotaryEmbedding(text.hidden_size // text.num_attention_heads, text.rope_theta).inv_freq.to(device or "cpu")
 
 
 def load_processor(source: Source, device: Device = None, autoencoder: str | None = "auto") -> Processor:
@@ -82,8 +87,8 @@ def load_processor(source: Source, device: Device = None, autoencoder: str | Non
         raise
     except Exception as e:  # tokenizers raises nothing narrower
         raise CheckpointError(f"{folder}: tokenizer.json is not a tokenizer ({e})") from e
-    marks = {name: tokenizer.token_to_id(token) for name, token in MARKS.items()}
-    if lacking := [MARKS[name] for name, token in marks.items() if token is None]:
+    marks = {name: token for name, mark in MARKS.items() if (token := tokenizer.token_to_id(mark)) is not None}
+    if lacking := [mark for name, mark in MARKS.items() if name not in marks]:
         raise CheckpointError(f"{folder}: tokenizer.json lacks {', '.join(lacking)}: is it Janus-Pro's?")
     ids = Ids(config.ids.bos, config.ids.eos, config.ids.pad, marks["boi"], marks["eoi"], config.ids.image)
     shown = pictures(folder)

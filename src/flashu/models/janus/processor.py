@@ -39,7 +39,7 @@ class Processor:
         picture = opened(image)
         scale = self.side / max(picture.size)
         size = (max(round(picture.width * scale), self.least), max(round(picture.height * scale), self.least))
-        whole = Image.new("RGB", (self.side, self.side), tuple(int(255 * level) for level in self.mean))  # type: ignore[arg-type]
+        whole = Image.new("RGB", (self.side, self.side), tuple(int(255 * level) for level in self.mean))
         place = ((self.side - size[0]) // 2, (self.side - size[1]) // 2)
         whole.paste(picture.resize(size, Image.Resampling.BICUBIC), place)
         levels = (normalised(whole) + 1) / 2
