@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from flashu.errors import FlashUError
 from flashu.models.family import Checkpoint, Family
 from flashu.models.hub import checkpoint_folder
 from flashu.models.janus.config import PRO_1B, PRO_7B
@@ -23,6 +27,10 @@ def sizes(checkpoint: Checkpoint) -> Sizes:
     return sizes_of(checkpoint.name, config, defaults_of(config))
 
 
+def save(model: Any, folder: Path, processor: Any) -> None:
+    raise FlashUError("Janus-Pro models cannot be saved: keep the folder that this one was loaded from")
+
+
 FAMILY = Family(
     name="janus",
     title="Janus-Pro",
@@ -30,6 +38,7 @@ FAMILY = Family(
     load=Janus._load,
     sizes=sizes,
     reference=Reference,
+    save=save,
     random=named_model,
     random_sizes=tuple(NAMED),
     processor=lambda checkpoint: load_processor(checkpoint.source, autoencoder=None),
