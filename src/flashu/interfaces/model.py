@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -22,6 +23,8 @@ from flashu.models.registry import family
 from flashu.models.weights import checkpoint_hash
 
 Model = TypeVar("Model", bound="PretrainedModel")
+
+log = logging.getLogger("flashu")
 
 
 class PretrainedModel(Pretrained):
@@ -44,17 +47,27 @@ class PretrainedModel(Pretrained):
         self.name, self.processor = checkpoint.name, processor
         file = checkpoint_folder(checkpoint.source) / CALIBRATION
         if file.exists():
-            self.calibration = Calibration.load(file, checkpoint_hash(self))
+            known = Calibration.load(file)
+            if known.model_hash == checkpoint_hash(self):
+                self.calibration = known
+            else:
+                log.warning(
+                    "%s is of other weights and is left out: make it anew with `flashu calibrate --model %s -o %s`",
+                    file, checkpoint.source, file,
+                )  # fmt: skip
         self.placed(device, offload, quantize, pack)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write safetensors, config and processor to ``folder``."""
+        """Write safetensors, config and processor to ``folder``, and the calibration if it is of these weights."""
         save = family(self.spec.family).save  # type: ignore[attr-defined]
         assert save is not None
         save(self, Path(folder), self.processor)
-        if self.calibration is not None:
-            self.calibration.save(Path(folder) / CALIBRATION)
+        file = Path(folder) / CALIBRATION
+        if self.calibration is not None and self.calibration.model_hash == checkpoint_hash(self):
+            self.calibration.save(file)
+        else:
+            file.unlink(missing_ok=True)  # of weights that were there before
 
     def t2i_generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Image.Image]:
         """Images of the prompts; settings as in `Engine.generate`."""
