@@ -80,8 +80,8 @@ class Known:
 class DrawRequest:
     """One image to draw. None = the model's default; ``images``: those to edit; ``known``: one of which a part stays;
     ``think``: in text first; ``own``: settings that only some models have, of the names in their layout's
-    ``settings``. Behind earlier requests (`Session`): ``told``: the row has the system prompt of thinking; ``stands``:
-    it has pictures, ``images`` among them. `FlashUError` for unusable numbers."""
+    ``settings``. Behind earlier requests (`Session`): ``prompted``: the row has the system prompt of thinking;
+    ``stands``: it has pictures, ``images`` among them. `FlashUError` for unusable numbers."""
 
     prompt: str
     seed: int = 0
@@ -95,7 +95,7 @@ class DrawRequest:
     known: Known | None = None
     think: bool = False
     own: Mapping[str, Any] = field(default_factory=dict)
-    told: bool = False
+    prompted: bool = False
     stands: bool = False
 
     def __post_init__(self) -> None:
@@ -107,15 +107,15 @@ class DrawRequest:
 @dataclass(frozen=True, eq=False)
 class AnswerRequest:
     """One question about images or videos; without any, a message. ``ids``: the whole row instead of ``text``, with a
-    placeholder for each image, as the model's processor writes it; ``think``: in text first; ``told``: the row has the
-    system prompt of thinking; ``kept``: the answer stays in the row, for requests that come after (`Session`)."""
+    placeholder for each image, as the model's processor writes it; ``think``: in text first; ``prompted``: the row has
+    the system prompt of thinking; ``kept``: the answer stays in the row, for requests that come after (`Session`)."""
 
     text: str = ""
     images: Sequence[Visual] = ()
     max_new_tokens: int | None = None
     ids: Sequence[int] | None = None
     think: bool = False
-    told: bool = False
+    prompted: bool = False
     kept: bool = False
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ class Layout(Protocol):
     edits: bool
     """Whether a drawing may begin from images (`DrawRequest.images`)."""
     converses: bool
-    """Whether any request can go on behind earlier ones (``told``, ``stands``, ``kept``)."""
+    """Whether any request can go on behind earlier ones (``prompted``, ``stands``, ``kept``)."""
     thinks: bool
     """Whether it can be asked to think in text before it draws or answers."""
     settings: frozenset[str]

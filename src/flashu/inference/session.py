@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from flashu.runtime.context import Context
 
 UNDO = 8
-"""Turns that can be taken back, unless told otherwise: each keeps keys and values of its own."""
+"""Turns that can be taken back, unless set otherwise: each keeps keys and values of its own."""
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
     """What a conversation is between two turns. ``pending``: the latest picture has not joined the contexts yet.
-    ``told``: the system prompts of thinking that stand in the row."""
+    ``prompted``: the system prompts of thinking that stand in the row."""
 
     contexts: Mapping[str, Context] = field(default_factory=dict)
     image: Picture | None = None
     pending: bool = False
-    told: frozenset[str] = frozenset()
+    prompted: frozenset[str] = frozenset()
 
 
 class Session:
@@ -133,11 +133,13 @@ class Session:
             raise PromptError(f"in a session the pictures stand where they were drawn: leave {IMAGE} out")
         state, engine = self._begin(), self.engine
         shown = (state.image,) if state.pending and state.image is not None else ()
-        request = AnswerRequest(question, shown, max_new_tokens, think=think, told="answer" in state.told, kept=True)
+        request = AnswerRequest(
+            question, shown, max_new_tokens, think=think, prompted="answer" in state.prompted, kept=True
+        )
         (run,) = engine.runs_to_answer([request], contexts=[_forks(state)], **sampling)
         engine.complete([run], Calls(1, None, on_text, engine.layout.text))
-        told = state.told | ({"answer"} if think else set())
-        self._end(replace(state, contexts=run.contexts, pending=False, told=told))
+        prompted = state.prompted | ({"answer"} if think else set())
+        self._end(replace(state, contexts=run.contexts, pending=False, prompted=prompted))
         return Answer(engine.layout.text(run.text), run.text, run.trace)
 
     def undo(self) -> None:
@@ -163,11 +165,11 @@ class Session:
         self, request: DrawRequest, think: bool, own: Mapping[str, Any], on_step: OnStep | None, on_text: OnText | None
     ) -> Generation:
         state, engine = self._begin(), self.engine
-        request = replace(request, told="draw" in state.told, **engine.asked(think, own))
+        request = replace(request, prompted="draw" in state.prompted, **engine.asked(think, own))
         (run,) = engine.runs_to_draw([request], contexts=[_forks(state)])
         engine.complete([run], Calls(1, on_step, on_text, engine.layout.text))
         done = engine.generation([request], [run])
-        self._end(_State(run.contexts, done.images[0], True, state.told | ({"draw"} if think else set())))
+        self._end(_State(run.contexts, done.images[0], True, state.prompted | ({"draw"} if think else set())))
         return done
 
     def _converses(self, what: str) -> None:

@@ -104,7 +104,7 @@ class BagelLayout:
             size = self.latent_size(request.height or self.defaults.height, request.width or self.defaults.width)
         actions: list[Action] = []
         text = self.processor.text
-        if request.think and not request.told:
+        if request.think and not request.prompted:
             actions.append(Append((MAIN, IMAGE), (words(text.block("system prompt", self._thinking.draw)),)))
         for one in inputs:
             if isinstance(one, str):
@@ -184,7 +184,7 @@ class BagelLayout:
         edit do, with latents (of seed 0's noise)."""
         text, noise, actions = self.processor.text, Noise(0), list[Action]()
         both = (MAIN, IMAGE)
-        if request.think and not request.told:
+        if request.think and not request.prompted:
             actions.append(Append(both, (words(text.block("system prompt", self._thinking.answer)),)))
         for image in request.images:
             shown = self.viewed(image, noise) if self.edits else Viewed(None, self._pixels(image)[1])  # type: ignore[arg-type]
